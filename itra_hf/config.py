@@ -1,0 +1,133 @@
+"""The options of ITRA, beside those of `transformers.TrainingArguments`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from itra_hf.losses import LOSSES
+
+MATCHING_FORMS = ("auto", *LOSSES, "none")
+PAIRINGS = ("class", "random")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class MatchingArguments:
+    """The matching's options, apart from `TrainingArguments` so that they also mix into a subclass of it.
+
+    `ITRAConfig` documents the fields. To mix them into other training arguments, put this class first:
+
+        >>> from dataclasses import dataclass
+        >>> from transformers import Seq2SeqTrainingArguments
+        >>> @dataclass
+        ... class MyConfig(MatchingArguments, Seq2SeqTrainingArguments):
+        ...     def __post_init__(self):
+        ...         Seq2SeqTrainingArguments.__post_init__(self)
+        ...         MatchingArguments.__post_init__(self)
+        >>> MyConfig(output_dir="out", matching_weight=0.5).matching_weight
+        0.5
+    """
+
+    matching: Literal["auto", "class_conditional", "marginal", "joint", "none"] = field(
+        default="auto",
+        metadata=_help("What is matched between the two halves of a batch; 'auto' asks the labels."),
+    )
+    matching_weight: float = field(
+        default=1.0, metadata=_help("Weight of the matching loss beside the task loss; 0 switches it off.")
+    )
+    matching_warmup_ratio: float = field(
+        default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
+    )
+    matching_max_grad_ratio: float | None = field(
+        default=0.5,
+        metadata=_help(
+            "Cap on the norm of the matching's feature gradient, relative to the task's; 'inf' switches it off."
+        ),
+    )
+    pairing: Literal["class", "random"] = field(
+        default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
+    )
+    gather_features: bool = field(
+        default=True, metadata=_help("Match the features of all ranks, not of each rank apart.")
+    )
+    num_bandwidths: int = field(default=5, metadata=_help("Number of Gaussian kernels in the mixture; odd."))
+    bandwidth: float | None = field(
+        default=None, metadata=_help("Kernel bandwidth in squared feature units; by default the mean rule.")
+    )
+    unbiased: bool = field(
+        default=False, metadata=_help("Use the unbiased estimator, which has no regularising effect.")
+    )
+
+    def __post_init__(self) -> None:
+        if self.matching not in MATCHING_FORMS:
+            raise ValueError(f"matching={self.matching!r} is unknown; choose one of {', '.join(MATCHING_FORMS)}")
+        if self.pairing not in PAIRINGS:
+            raise ValueError(f"pairing={self.pairing!r} is unknown; choose one of {', '.join(PAIRINGS)}")
+        if not 0 <= self.matching_weight < float("inf"):
+            raise ValueError(
+                f"matching_weight={self.matching_weight} must be a finite number of at least 0; 0 switches the matching off"
+            )
+        if not 0 <= self.matching_warmup_ratio <= 1:
+            raise ValueError(
+                f"matching_warmup_ratio={self.matching_warmup_ratio} must lie between 0 (no ramp) and 1 (all steps)"
+            )
+        if self.matching_max_grad_ratio is not None and not self.matching_max_grad_ratio > 0:
+            raise ValueError(
+                f"matching_max_grad_ratio={self.matching_max_grad_ratio} must be positive; None switches the cap off"
+            )
+        if self.num_bandwidths < 1 or self.num_bandwidths % 2 == 0:
+            raise ValueError(f"num_bandwidths={self.num_bandwidths} must be a positive odd number, such as 1 or 5")
+        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
+            raise ValueError(f"bandwidth={self.bandwidth} must be positive and finite; None takes the mean rule")
+
+    @property
+    def matching_is_on(self) -> bool:
+        """Whether these options ask for any matching at all."""
+        return self.matching != "none" and self.matching_weight > 0
+
+
+@dataclass
+class ITRAConfig(MatchingArguments, TrainingArguments):
+    """`transformers.TrainingArguments` with the options of In-Training Representation Alignment.
+
+    Every default of `TrainingArguments` stays as it is; only the fields below are added.
+
+    What is matched:
+        matching: `"auto"` (default) takes `"class_conditional"` for single-label classification and `"joint"` for
+            multi-label classification and regression; a model without a classification head then trains as under
+            `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
+            raise where it cannot be had. `"none"` is Trainer, bit for bit.
+        matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
+        pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
+            the same classes; `"random"` leaves the order to Trainer.
+        gather_features: match the features of all ranks (default), or of each rank apart.
+
+    Guards against collapse:
+        matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
+        matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
+            task's, default 0.5. `None` (on a command line: `inf`) switches the cap off.
+
+    The kernel:
+        num_bandwidths: number of Gaussians in the mixture, odd, default 5.
+        bandwidth: kernel bandwidth in squared feature units; `None` (default) takes the mean squared distance.
+        unbiased: the unbiased estimator; `False` by default, because the bias is what regularises.
+
+    Raises:
+        ValueError: for a value outside its range; the message names the value and the way out.
+
+    Example:
+        >>> ITRAConfig(output_dir="out", matching_weight=0.5).matching
+        'auto'
+        >>> ITRAConfig(output_dir="out", matching="clas")
+        Traceback (most recent call last):
+        ...
+        ValueError: matching='clas' is unknown; choose one of auto, marginal, class_conditional, joint, none
+    """
+
+    def __post_init__(self) -> None:
+        TrainingArguments.__post_init__(self)
+        MatchingArguments.__post_init__(self)

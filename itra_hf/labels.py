@@ -1,0 +1,51 @@
+"""What the labels of a task are: classes, vectors or targets; and the class of every training row."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+LabelKind = Literal["classes", "vectors", "targets"]
+
+
+def label_kind(labels: Tensor, model: nn.Module) -> LabelKind:
+    """How a model of transformers reads its labels: the rule by which it chooses its loss.
+
+    Args:
+        labels: the labels of a batch, `[rows]` or `[rows, num_labels]`.
+        model: the model; its config's `problem_type` and `num_labels` decide first.
+
+    Returns:
+        `"targets"` for regression, `"classes"` for one integer a row, `"vectors"` for multi-label and soft labels.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", None) == 1:
+        return "targets"
+    if labels.ndim == 1 and not labels.is_floating_point():
+        return "classes"
+    return "vectors"
+
+
+def label_column(dataset: Any) -> np.ndarray | None:
+    """The labels of all rows of a `datasets.Dataset` or a list of examples; None where they cannot be read at once."""
+    if isinstance(dataset, datasets.Dataset):
+        name = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
+        return None if name is None else np.asarray(dataset.with_format(None)[name][:])
+    if isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
+        name = next((name for name in LABEL_COLUMNS if name in dataset[0]), None)
+        return None if name is None else np.asarray([row[name] for row in dataset])
+    return None
+
+
+def class_column(dataset: Any, model: nn.Module) -> Tensor | None:
+    """The class of every row, `[n]` integers; None where rows have no class or it cannot be read at once."""
+    values = label_column(dataset)
+    if values is None or values.ndim != 1 or values.dtype.kind not in "iub":
+        return None
+    labels = torch.as_tensor(values)
+    return labels if label_kind(labels, model) == "classes" else None

@@ -1,0 +1,13 @@
+"""Matching losses: pure functions of tensors."""
+
+from itra_hf.losses.class_conditional import class_conditional_mmd
+from itra_hf.losses.joint import joint_mmd
+from itra_hf.losses.marginal import marginal_mmd
+
+LOSSES = {
+    "marginal": marginal_mmd,
+    "class_conditional": class_conditional_mmd,
+    "joint": joint_mmd,
+}
+
+__all__ = ["LOSSES", "class_conditional_mmd", "joint_mmd", "marginal_mmd"]
