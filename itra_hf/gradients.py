@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from itra_hf.features import HeadInput, logits_of
@@ -67,27 +68,31 @@ def _gradient_through_logits(
     logits lie inside the graph, the loss is computed once more from them, by the rule of transformers.
     """
     logits = logits_of(outputs)
-    if logits is None:
-        raise TaskGradientError(f"{type(model).__name__} returns no logits")
-    at_logits = _gradient(task_loss, logits)
+    at_logits = None if logits is None else _gradient(task_loss, logits)
     if at_logits is None:
-        logits = logits.detach().requires_grad_()
-        again = ForSequenceClassificationLoss(labels, logits, model.config)
-        factor = torch.where(again == 0, 1.0, task_loss.detach() / again.detach())
-        _check_factor(factor, head_input, model)
-        at_logits = torch.autograd.grad(again * factor, logits)[0]
+        at_logits = _gradient_of_known_loss(task_loss, head_input, logits, labels, model)
     weight = head_input.head.weight.detach()
     return at_logits.to(weight.dtype) @ weight
 
 
-def _check_factor(factor: Tensor, head_input: HeadInput, model: nn.Module) -> None:
-    """Once a run, see that the model's loss is the one computed again, up to the number of ranks."""
-    if head_input.loss_is_known:
-        return
-    if not (factor - factor.round().clamp(min=1)).abs() < 0.01 * factor:
-        raise TaskGradientError(
-            f"{type(model).__name__} computes its loss inside a compiled graph in a way of its own, so the cap on the "
-            "matching's gradient cannot be kept; pass compute_loss_func, or set torch_compile=False or "
-            "matching_max_grad_ratio=None"
-        )
-    head_input.loss_is_known = True
+def _gradient_of_known_loss(
+    task_loss: Tensor, head_input: HeadInput, logits: Tensor | None, labels: Tensor | None, model: nn.Module
+) -> Tensor:
+    """The gradient at the logits of the loss that transformers takes of them, scaled as the task's loss is.
+
+    The first time, the loss is checked to be the model's own, up to the number of ranks.
+    """
+    config = getattr(model, "config", None)
+    if logits is not None and labels is not None and isinstance(config, PreTrainedConfig):
+        logits = logits.detach().requires_grad_()
+        again = ForSequenceClassificationLoss(labels, logits, config)
+        factor = torch.where(again == 0, 1.0, task_loss.detach() / again.detach())
+        if not head_input.loss_is_known:
+            head_input.loss_is_known = bool((factor - factor.round().clamp(min=1)).abs() < 0.01 * factor)
+        if head_input.loss_is_known:
+            return torch.autograd.grad(again * factor, logits)[0]
+    raise TaskGradientError(
+        f"{type(model).__name__} computes its loss inside a compiled graph in a way of its own, so the cap on the "
+        "matching's gradient cannot be kept; pass compute_loss_func, or set torch_compile=False or "
+        "matching_max_grad_ratio=None"
+    )

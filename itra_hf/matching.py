@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from itra_hf.config import MatchingArguments
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
@@ -32,7 +32,7 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     Raises:
         ValueError: where the form that was asked for does not fit the labels.
     """
-    form = args.matching
+    form: str = args.matching
     if form == "auto":
         if kind is None:
             return None
@@ -47,7 +47,11 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
             "matching='class_conditional' needs one integer class per row, but the labels are "
             f"{'regression targets' if kind == 'targets' else 'vectors'}; take matching='joint' or 'marginal'"
         )
-    options: dict[str, Any] = {"bandwidth": args.bandwidth, "num_bandwidths": args.num_bandwidths, "unbiased": args.unbiased}
+    options: dict[str, Any] = {
+        "bandwidth": args.bandwidth,
+        "num_bandwidths": args.num_bandwidths,
+        "unbiased": args.unbiased,
+    }
     if form == "marginal":
         return lambda source, target, source_labels, target_labels: LOSSES[form](source, target, **options)
     if form == "joint":
@@ -55,7 +59,7 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     return partial(LOSSES[form], **options)
 
 
-def check_setup(trainer: "ITRATrainer", args: MatchingArguments) -> None:
+def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
     Raises:
@@ -77,10 +81,10 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments) -> None:
             "take pairing='random' or another strategy"
         )
     if trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
-        _check_labels(trainer, args)
+        _check_labels(trainer, args, model)
 
 
-def _check_labels(trainer: "ITRATrainer", args: MatchingArguments) -> None:
+def _check_labels(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
     """Refuse a form that the training set's labels, as far as they can be read at once, do not serve."""
     columns = getattr(trainer.train_dataset, "column_names", None)
     if columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
@@ -90,4 +94,4 @@ def _check_labels(trainer: "ITRATrainer", args: MatchingArguments) -> None:
         )
     values = label_column(trainer.train_dataset)
     if values is not None and values.dtype.kind in "iufb":
-        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), trainer.model))
+        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), model))

@@ -43,7 +43,7 @@ class ClassPairedSampler(Sampler[int]):
         >>> labels = [0, 0, 1, 1, 1, 1]
         >>> order = list(ClassPairedSampler(labels, seed=7))
         >>> [(labels[a], labels[b]) for a, b in zip(order[0::2], order[1::2])]
-        [(1, 1), (0, 0), (1, 1)]
+        [(0, 0), (1, 1), (1, 1)]
     """
 
     def __init__(self, labels: Sequence[int] | Tensor, *, seed: int = 0) -> None:

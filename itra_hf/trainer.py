@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from transformers.utils import logging
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import gather_rows, sum_over_ranks
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
-from itra_hf.guards import CollapseWatch, capped_weight, ramp, squared_norm
 from itra_hf.gradients import feature_gradients
+from itra_hf.guards import CollapseWatch, capped_weight, ramp, squared_norm
 from itra_hf.labels import class_column, label_kind
 from itra_hf.matching import MatchingLoss, check_setup, choose_matching_loss
 from itra_hf.model_card import add_itra_section
@@ -47,13 +47,16 @@ class ITRATrainer(Trainer):
             two rows, or under `nn.DataParallel`; in the first step where only then labels or head are known.
 
     Example:
+        >>> import tempfile
         >>> from itra_hf import ITRAConfig, ITRATrainer
         >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+        >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+        >>> model = BertForSequenceClassification(BertConfig(**sizes))
         >>> rows = [{"input_ids": [row % 9, 1], "labels": row % 2} for row in range(16)]
-        >>> args = ITRAConfig("out", max_steps=2, logging_steps=1, report_to="none", save_strategy="no")
-        >>> trainer = ITRATrainer(BertForSequenceClassification(config), args, train_dataset=rows)
-        >>> trainer.train().global_step  # doctest: +SKIP
+        >>> args = ITRAConfig(tempfile.mkdtemp(), max_steps=2, logging_steps=1, save_strategy="no", disable_tqdm=True)
+        >>> trainer = ITRATrainer(model, args, train_dataset=rows)
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {'loss': ..., 'task_loss': ..., 'matching_loss': ...}
         2
     """
 
@@ -93,8 +96,8 @@ class ITRATrainer(Trainer):
         self._run: _Run | None = None
         self._matching_is_off = not self.matching_args.matching_is_on
         if not self._matching_is_off:
-            check_setup(self, self.matching_args)
-            if not head_candidates(self.model):
+            check_setup(self, self.matching_args, self._network)
+            if not head_candidates(self._network):
                 self._refuse(f"{type(self.model).__name__} has no linear classification head")
 
     @property
@@ -102,13 +105,17 @@ class ITRATrainer(Trainer):
         """The matching's options: the trainer's arguments if they hold them, the defaults if not."""
         return self.args if isinstance(self.args, MatchingArguments) else MatchingArguments()
 
+    @property
+    def _network(self) -> nn.Module:
+        return cast(nn.Module, self.model)
+
     def get_train_labels(self, train_dataset: Any) -> Tensor | None:
         """The class of every training row, `[n]` integers, for `pairing="class"`; None pairs rows at random.
 
         The labels of a `datasets.Dataset` and of a list of examples are found. Override this for a dataset that can
         tell its labels without loading every example.
         """
-        return class_column(train_dataset, self.model)
+        return class_column(train_dataset, self._network)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; the hook on the head is gone afterwards, also after an exception."""
@@ -128,19 +135,20 @@ class ITRATrainer(Trainer):
     ) -> Any:
         """Trainer's loss; in training with the weighted matching loss beside it."""
         labels = inputs.get(self.label_names[0]) if self.label_names else None
-        if not (self.is_in_train and model.training and self._matches(inputs, labels)):
+        run = self._matching_run(inputs, labels) if self.is_in_train and model.training else None
+        if run is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        run, mask = self._run, inputs.get("attention_mask")
+        mask = inputs.get("attention_mask")
         run.head_input.clear()
         task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         rows = run.head_input.rows(outputs, mask)
-        matching_loss = self._matching_loss(rows, labels)
+        matching_loss = self._match(run, rows, labels)
 
         # The mean over the step's micro-batches, which Trainer takes itself unless the task's loss is a mean already.
         micro_batches = self.current_gradient_accumulation_steps
         is_mean = self._task_loss_is_mean(num_items_in_batch)
         share = matching_loss / micro_batches if is_mean else matching_loss
-        weight = self._weight(task_loss, share, rows, outputs, labels)
+        weight = self._weight(run, task_loss, share, rows, outputs, labels)
         loss = task_loss + weight * share
         run.note(task_loss if is_mean else task_loss / micro_batches, matching_loss, weight, 1 / micro_batches)
         run.watch.update(rows)
@@ -163,7 +171,7 @@ class ITRATrainer(Trainer):
         """Write Trainer's model card, with a section on the matching."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and not self._matching_is_off:
-            add_itra_section(os.path.join(self.args.output_dir, "README.md"), self.matching_args)
+            add_itra_section(os.path.join(str(self.args.output_dir), "README.md"), self.matching_args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -177,22 +185,22 @@ class ITRATrainer(Trainer):
         self.add_callback(_SetSamplerEpoch(sampler))
         return sampler
 
-    def _matches(self, inputs: Mapping[str, Any], labels: Tensor | None) -> bool:
-        """Whether this run matches features; the first call finds the head and chooses the loss."""
+    def _matching_run(self, inputs: Mapping[str, Any], labels: Tensor | None) -> "_Run | None":
+        """What this run matches with, None if it does not; the first call finds the head and chooses the loss."""
         if self._run is None and not self._matching_is_off:
-            kind = None if labels is None else label_kind(labels, self.model)
+            kind = None if labels is None else label_kind(labels, self._network)
             matching_loss = self.matching_loss or choose_matching_loss(self.matching_args, kind)
-            try:
-                head_input = HeadInput.find(self.model, inputs)
-            except HeadNotFoundError as error:
-                self._refuse(str(error))
-                return False
             if matching_loss is None:
                 self._refuse("The batch holds no labels")
-                return False
+                return None
+            try:
+                head_input = HeadInput.find(self._network, inputs)
+            except HeadNotFoundError as error:
+                self._refuse(str(error))
+                return None
             head_input.attach()
             self._run = _Run(head_input, matching_loss, self.args.device)
-        return self._run is not None
+        return self._run
 
     def _refuse(self, reason: str) -> None:
         """No matching for this model: an error where one was asked for, else one warning."""
@@ -201,19 +209,18 @@ class ITRATrainer(Trainer):
         logger.warning(f"{reason}; training goes on without matching, as under Trainer.")
         self._matching_is_off = True
 
-    def _matching_loss(self, rows: Tensor, labels: Tensor | None) -> Tensor:
+    def _match(self, run: "_Run", rows: Tensor, labels: Tensor | None) -> Tensor:
         """The matching loss of the batch, or of the batches of all ranks."""
-        source_labels, target_labels = (None, None) if labels is None else split_pair(labels)
-        pair = (*split_pair(rows), source_labels, target_labels)
+        pair = [*split_pair(rows), *((None, None) if labels is None else split_pair(labels))]
         if self.matching_args.gather_features:
-            pair = tuple(None if part is None else gather_rows(part) for part in pair)
-        loss = self._run.matching_loss(*pair)
+            pair = [None if part is None else gather_rows(part) for part in pair]
+        loss = run.matching_loss(*pair)
         if loss.ndim != 0:
             raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
         return loss
 
     def _weight(
-        self, task_loss: Tensor, matching_loss: Tensor, rows: Tensor, outputs: Any, labels: Tensor | None
+        self, run: "_Run", task_loss: Tensor, matching_loss: Tensor, rows: Tensor, outputs: Any, labels: Tensor | None
     ) -> Tensor:
         """The weight of this step: `matching_weight` after the ramp and the cap, a scalar."""
         args = self.matching_args
@@ -223,7 +230,7 @@ class ITRATrainer(Trainer):
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=rows.device))
         gradients = feature_gradients(
-            task_loss, matching_loss, self._run.head_input, rows, outputs, labels, self.model, scale
+            task_loss, matching_loss, run.head_input, rows, outputs, labels, self._network, scale
         )
         norms = torch.stack([squared_norm(gradient).to(rows.device) for gradient in gradients])
         return capped_weight(weight, sum_over_ranks(norms), args.matching_max_grad_ratio)

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint format bench-losses
+.DEFAULT_GOAL := test
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+install: .venv/installed
+
+demo: install
+	$(BIN)/python examples/image_classification.py
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-losses: install
+	$(BIN)/pip install --quiet --constraint constraints.txt geomloss
+	$(BIN)/pip install --quiet --no-deps pytorch-adapt pytorch-metric-learning
+	$(BIN)/python benchmarks/losses.py

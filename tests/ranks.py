@@ -1,0 +1,54 @@
+"""Trains scenarios and saves what came out. Run by test_distributed.py, in one process and in two."""
+
+import json
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+from torch import Tensor, distributed
+
+from itra_hf.distributed import gather_rows
+
+ROWS_PER_STEP = 16
+
+
+def energy_distance(source: Tensor, target: Tensor, source_labels: Tensor, target_labels: Tensor) -> Tensor:
+    """A user's own matching loss, here a smooth one that also weighs the labels."""
+    weight = (source_labels[:, None] == target_labels[None]).to(source.dtype) + 0.5
+    return ((source[:, None] - target[None]).square().sum(-1) * weight).mean()
+
+
+def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
+    torch.manual_seed(0)
+    model = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp}[changes.pop("model", "mlp")]()
+    rows = tiny.vectors(changes.pop("rows", 64))
+    one_class_per_rank = changes.pop("one_class_per_rank", False)
+    if one_class_per_rank:  # with a sequential order rank 0 gets the first half of each global batch
+        rows = [row | {"labels": i % 16 // 8} for i, row in enumerate(rows)]
+    keywords = {"matching_loss": energy_distance} if changes.pop("custom", False) else {}
+    per_device = changes.pop("rows_per_step", ROWS_PER_STEP) // world_size
+    options = {"max_steps": 6, "logging_steps": 1, "per_device_train_batch_size": per_device, "learning_rate": 0.05}
+    options |= {"optim": "sgd", "matching_warmup_ratio": 0.5, "matching_weight": 3.0} | changes
+    trainer = tiny.trainer(folder / name, model, rows, keywords=keywords, **options)
+    trainer.train()
+    result = {"weights": tiny.weights(trainer.model), "log": trainer.state.log_history}
+    torch.save(result, folder / f"{name}-{world_size}-{trainer.args.process_index}.pt")
+
+
+def gather(folder: Path, world_size: int) -> None:
+    """Rows of unequal number on the ranks, and the gradient at this rank's rows."""
+    rank = distributed.get_rank()
+    mine = (torch.arange(6.0).view(3, 2) if rank == 0 else 10 + torch.arange(2.0).view(1, 2)).requires_grad_()
+    rows = gather_rows(mine)
+    (rows.square().sum() / 2).backward()
+    torch.save({"rows": rows.detach(), "grad": mine.grad}, folder / f"gather-{world_size}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    folder, world_size = Path(sys.argv[1]), int(sys.argv[2])
+    for name, changes in json.loads(sys.argv[3]).items():
+        run(name, changes, folder, world_size)
+    if world_size > 1:
+        gather(folder, world_size)
+        distributed.destroy_process_group()

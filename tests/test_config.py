@@ -1,0 +1,69 @@
+"""What the options promise: defaults, checks, and the command line."""
+
+import pickle
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from itra_hf import ITRAConfig
+from itra_hf.config import MATCHING_FORMS, MatchingArguments
+from itra_hf.losses import LOSSES
+
+
+def test_adds_its_fields_and_leaves_the_others_at_trainers_defaults(tmp_path):
+    ours, theirs = ITRAConfig(str(tmp_path)), TrainingArguments(str(tmp_path))
+    different = {key for key, value in theirs.to_dict().items() if ours.to_dict()[key] != value}
+    assert different <= {"logging_dir"}
+    assert set(ours.to_dict()) - set(theirs.to_dict()) == set(MatchingArguments.__dataclass_fields__)
+
+
+def test_defaults_are_the_designs():
+    args = MatchingArguments()
+    assert (args.matching, args.matching_weight, args.matching_warmup_ratio) == ("auto", 1.0, 0.3)
+    assert (args.matching_max_grad_ratio, args.pairing, args.gather_features) == (0.5, "class", True)
+    assert (args.num_bandwidths, args.bandwidth, args.unbiased) == (5, None, False)
+
+
+def test_every_loss_has_a_form():
+    assert set(MATCHING_FORMS) == {"auto", "none", *LOSSES}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "way_out"),
+    [
+        ("matching", "clas", "class_conditional"),
+        ("matching_weight", -0.1, "0 switches"),
+        ("matching_weight", float("nan"), "0 switches"),
+        ("matching_weight", float("inf"), "finite"),
+        ("matching_warmup_ratio", 1.5, "between 0"),
+        ("matching_warmup_ratio", -0.5, "between 0"),
+        ("matching_max_grad_ratio", 0.0, "None switches"),
+        ("matching_max_grad_ratio", -1.0, "None switches"),
+        ("matching_max_grad_ratio", float("nan"), "None switches"),
+        ("pairing", "label", "random"),
+        ("num_bandwidths", 4, "odd"),
+        ("num_bandwidths", 0, "odd"),
+        ("bandwidth", 0.0, "mean rule"),
+        ("bandwidth", float("inf"), "mean rule"),
+    ],
+)
+def test_a_value_outside_its_range_is_named_with_the_way_out(name, value, way_out):
+    with pytest.raises(ValueError, match=f"{name}=") as error:
+        ITRAConfig("out", **{name: value})
+    assert str(value) in str(error.value)
+    assert way_out in str(error.value)
+
+
+def test_reads_from_a_command_line(tmp_path):
+    parser = HfArgumentParser(ITRAConfig)
+    flags = ["--output_dir", str(tmp_path), "--matching", "joint", "--matching_max_grad_ratio", "inf"]
+    (args,) = parser.parse_args_into_dataclasses([*flags, "--gather_features", "false", "--bandwidth", "2.5"])
+    assert (args.matching, args.matching_max_grad_ratio, args.gather_features) == ("joint", float("inf"), False)
+    assert args.bandwidth == 2.5
+    assert "--matching_warmup_ratio" in parser.format_help()
+
+
+def test_survives_pickling_and_goes_into_json(tmp_path):
+    args = ITRAConfig(str(tmp_path), matching_weight=0.25)
+    assert pickle.loads(pickle.dumps(args)).matching_weight == 0.25  # noqa: S301
+    assert '"matching_weight": 0.25' in args.to_json_string()

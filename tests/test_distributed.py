@@ -1,0 +1,84 @@
+"""What crosses ranks: two real processes (gloo) against one with the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from itra_hf.distributed import gather_rows, sum_over_ranks
+
+SCENARIOS = {
+    "marginal": {"matching": "marginal"},
+    "class_conditional": {"matching": "class_conditional"},
+    "joint": {"matching": "joint"},
+    "custom": {"custom": True},
+    "random_pairs": {"pairing": "random", "train_sampling_strategy": "sequential"},
+    "class_on_one_rank_only": {
+        "one_class_per_rank": True,
+        "train_sampling_strategy": "sequential",
+        "matching": "class_conditional",
+    },
+    "no_guards": {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "matching_weight": 0.5},
+    "counting": {"model": "counting"},
+    "counting_not_averaged": {"model": "counting", "average_tokens_across_devices": False},
+    "accumulation": {"rows_per_step": 8, "gradient_accumulation_steps": 2},
+}
+LOCAL = {"local": {"gather_features": False}}
+ODD = {"odd": {"rows": 45, "max_steps": 9}}
+
+
+def launch(folder: Path, world_size: int, scenarios: dict) -> None:
+    here = Path(__file__).parent
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
+    script = [str(here / "ranks.py"), str(folder), str(world_size), json.dumps(scenarios)]
+    command = [sys.executable, *(launcher if world_size > 1 else []), *script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    launch(folder, 1, SCENARIOS | ODD)
+    launch(folder, 2, SCENARIOS | ODD | LOCAL)
+    return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "counting_not_averaged"])
+def test_two_ranks_equal_one_process_with_the_same_global_batch(results, name):
+    one, two = results(name, 1), results(name, 2)
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(two["log"][:-1], one["log"][:-1], strict=True):
+        for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *ODD])
+def test_the_ranks_agree(results, name):
+    assert torch.equal(results(name, 2, 0)["weights"], results(name, 2, 1)["weights"])
+
+
+def test_without_gathering_each_rank_matches_its_own_rows(results):
+    gathered, local = results("class_conditional", 2), results("local", 2)
+    assert local["log"][0]["matching_loss"] != pytest.approx(gathered["log"][0]["matching_loss"], rel=1e-3)
+
+
+def test_unequal_row_counts_are_gathered_with_the_gradient_times_the_ranks(results):
+    first, second = results("gather", 2, 0), results("gather", 2, 1)
+    expected = torch.cat([torch.arange(6.0).view(3, 2), 10 + torch.arange(2.0).view(1, 2)])
+    assert torch.equal(first["rows"], expected)
+    assert torch.equal(second["rows"], expected)
+    assert torch.equal(first["grad"], 2 * expected[:3])
+    assert torch.equal(second["grad"], 2 * expected[3:])
+
+
+def test_one_process_gathers_nothing():
+    rows = torch.ones(2, 2)
+    assert gather_rows(rows) is rows
+    assert sum_over_ranks(rows) is rows

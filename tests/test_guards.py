@@ -1,0 +1,51 @@
+"""What the guards promise."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itra_hf.guards import CollapseWatch, capped_weight, ramp, squared_norm
+
+
+@given(st.integers(0, 200), st.integers(1, 200), st.floats(0, 1))
+def test_the_ramp_is_linear_then_one(step, max_steps, ratio):
+    expected = 1.0 if ratio * max_steps == 0 else min(1.0, step / (ratio * max_steps))
+    assert ramp(step, max_steps, ratio) == pytest.approx(expected)
+
+
+@given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3))
+def test_the_weighted_gradient_stays_below_its_share(weight, ratio, task, matching):
+    capped = capped_weight(weight, torch.tensor([task**2, matching**2], dtype=torch.float64), ratio).item()
+    assert capped <= weight
+    assert capped * matching <= ratio * task * (1 + 1e-6) or matching**2 == 0
+    if weight * matching <= ratio * task:
+        assert capped == pytest.approx(weight)
+
+
+def test_a_missing_gradient_has_norm_zero():
+    assert squared_norm(None) == 0
+    assert squared_norm(torch.tensor([3.0, 4.0])) == 25
+
+
+def test_half_precision_norms_do_not_overflow():
+    assert squared_norm(torch.tensor([300.0, 400.0], dtype=torch.float16)) == 250000
+
+
+def test_notices_features_that_shrink_a_thousandfold_and_no_less():
+    rows = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    for shrink, collapsed in ((1e-2, False), (1e-4, True), (0.0, True)):
+        watch = CollapseWatch()
+        for _ in range(10):
+            watch.update(rows)
+        assert not watch.collapsed()
+        watch.update(rows * shrink)
+        assert watch.collapsed() is collapsed
+
+
+def test_one_row_says_nothing_about_collapse():
+    watch = CollapseWatch()
+    watch.update(torch.randn(8, 4))
+    assert not watch.collapsed()
+    watch.update(torch.randn(1, 4))
+    assert not watch.collapsed()

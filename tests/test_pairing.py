@@ -1,0 +1,77 @@
+"""What the pair and its sampler promise."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itra_hf import ClassPairedSampler
+from itra_hf.pairing import split_pair
+
+labels_of = st.lists(st.integers(0, 5), max_size=60)
+
+
+@given(labels_of, st.integers(0, 5), st.integers(0, 5))
+def test_yields_every_row_once(labels, seed, epoch):
+    sampler = ClassPairedSampler(torch.tensor(labels, dtype=torch.long), seed=seed)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(labels)))
+    assert len(sampler) == len(order)
+
+
+@given(labels_of)
+def test_all_couples_share_a_class_but_the_left_overs(labels):
+    order = list(ClassPairedSampler(torch.tensor(labels, dtype=torch.long), seed=3))
+    couples = list(zip(order[0::2], order[1::2], strict=False))
+    mixed = sum(labels[a] != labels[b] for a, b in couples)
+    odd_classes = sum(count % 2 for count in Counter(labels).values())
+    assert mixed == odd_classes // 2
+
+
+def test_both_halves_of_a_batch_hold_the_same_classes():
+    labels = torch.arange(40) % 10
+    order = torch.tensor(list(ClassPairedSampler(labels)))
+    for batch in order.split(8):
+        source, target = split_pair(labels[batch])
+        assert torch.equal(source, target)
+
+
+def test_couples_come_in_no_order_of_class():
+    labels = torch.arange(400) % 2
+    classes = labels[list(ClassPairedSampler(labels))][0::2]
+    assert 60 < int((classes[1:] != classes[:-1]).sum()) < 140
+
+
+def test_epochs_differ_and_repeat():
+    sampler = ClassPairedSampler([0, 1] * 20, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    assert list(ClassPairedSampler([0, 1] * 20, seed=2)) != first
+
+
+def test_partners_change_between_epochs():
+    sampler = ClassPairedSampler([0] * 20)
+    couples = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        couples.append({frozenset(couple) for couple in zip(order[0::2], order[1::2], strict=True)})
+    assert couples[0] != couples[1]
+
+
+def test_leaves_the_global_random_state_alone():
+    state = torch.get_rng_state()
+    list(ClassPairedSampler([0, 1, 1]))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("labels", [torch.rand(4), torch.zeros(4, 2, dtype=torch.long)])
+def test_refuses_labels_that_are_no_classes(labels):
+    with pytest.raises(ValueError, match=r"(float32|\(4, 2\)).*pairing='random'"):
+        ClassPairedSampler(labels)
