@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -46,46 +47,45 @@ class ClassPairedSampler(Sampler[int]):
         [(0, 0), (1, 1), (1, 1)]
     """
 
-    def __init__(self, labels: Sequence[int] | Tensor, *, seed: int = 0) -> None:
-        labels = torch.as_tensor(labels)
-        if labels.ndim != 1 or labels.is_floating_point():
+    def __init__(self, labels: Sequence[int] | np.ndarray | Tensor, *, seed: int = 0) -> None:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or (labels.dtype.kind not in "iub" and labels.size > 0):
             raise ValueError(
-                f"labels must be one integer per row, [n], but are {labels.dtype} of shape {tuple(labels.shape)}; "
+                f"labels must be one integer per row, [n], but are {labels.dtype} of shape {labels.shape}; "
                 "train with pairing='random' where rows have no class"
             )
-        self.labels = labels
+        names, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         self.seed = seed
         self.epoch = 0
+        self._classes = torch.from_numpy(classes.astype(np.min_scalar_type(-len(names) - 1)))
+        self._last_of_odd_classes = (counts.cumsum() - 1)[counts % 2 == 1]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._classes)
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.order().tolist()
+        for part in np.array_split(self.order(), len(self) // 65536 + 1):
+            yield from part.tolist()
 
-    def order(self) -> Tensor:
+    def order(self) -> np.ndarray:
         """The epoch's order of rows, `[n]` int64."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        shuffled = torch.randperm(len(self), generator=generator)
-        by_class, place = self.labels[shuffled].sort(stable=True)
-        rows = shuffled[place]
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(2)
+        generator = torch.Generator().manual_seed(int(state.view(np.uint64)[0]) >> 1)
+        small = len(self) < 2**31
+        index, couple = (torch.int32, torch.int64) if small else (torch.int64, torch.complex128)
 
-        starts = torch.ones_like(by_class, dtype=torch.bool)
-        starts[1:] = by_class[1:] != by_class[:-1]
-        first = starts.nonzero().squeeze(1)
-        sizes = torch.diff(first, append=torch.tensor([len(self)]))
-        left_over = (first + sizes - 1)[sizes % 2 == 1]
-        paired = torch.ones_like(starts)
-        paired[left_over] = False
+        shuffled = torch.randperm(len(self), generator=generator, dtype=index)
+        by_class = self._classes.index_select(0, shuffled).sort(stable=True).indices
+        rows = shuffled.index_select(0, by_class)
+        left_over = rows[self._last_of_odd_classes]
+        left_over = left_over[torch.randperm(len(left_over), generator=generator)]
+        rows = torch.cat([torch.from_numpy(np.delete(rows.numpy(), self._last_of_odd_classes)), left_over])
 
-        remainder = rows[left_over]
-        remainder = remainder[torch.randperm(len(remainder), generator=generator)]
-        couples = torch.cat([rows[paired], remainder])
-        alone = couples[len(couples) // 2 * 2 :]
-        couples = couples[: len(couples) // 2 * 2].view(-1, 2)
-        couples = couples[torch.randperm(len(couples), generator=generator)]
-        return torch.cat([couples.flatten(), alone])
+        couples = rows[: len(rows) // 2 * 2].view(couple)  # two rows in one entry
+        order = torch.randperm(len(couples), generator=generator, dtype=index)
+        rows[: len(rows) // 2 * 2] = couples.index_select(0, order).view(index)
+        return rows.long().numpy()

@@ -75,3 +75,16 @@ def test_leaves_the_global_random_state_alone():
 def test_refuses_labels_that_are_no_classes(labels):
     with pytest.raises(ValueError, match=r"(float32|\(4, 2\)).*pairing='random'"):
         ClassPairedSampler(labels)
+
+
+def test_every_matching_and_every_place_is_as_likely_as_any_other():
+    sampler = ClassPairedSampler([0, 0, 0, 0, 1, 1])
+    partners, places = Counter(), Counter()
+    for epoch in range(900):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        place = order.index(0)
+        partners[order[place ^ 1]] += 1
+        places[order.index(4) // 2] += 1
+    assert sorted(partners) == [1, 2, 3]
+    assert all(240 < count < 360 for count in [*partners.values(), *places.values()])  # 4 standard deviations
