@@ -1,15 +1,20 @@
 """The classifier's input: found once in any model, read at every forward pass, one row per example.
 
-The head is the last `nn.Linear` called in a forward pass whose output explains the logits. Its name does not
-matter, and neither does the order in which modules are defined.
+The head is the last linear layer called in a forward pass whose output explains the logits. Its name does not
+matter, and neither does the order in which modules are defined. Where the logits are the average of two heads (DeiT
+and LeViT with a teacher, SwiftFormer), the features are the inputs of both side by side, since the average is one
+linear map of these, `[W1 / 2, W2 / 2]`; heads that share an input have it once, and the map `(W1 + W2) / 2`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from functools import partial
+from itertools import combinations
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 
@@ -18,17 +23,31 @@ class HeadNotFoundError(ValueError):
 
 
 def head_candidates(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config)."""
+    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config).
+
+    A layer that an adapter wraps as its `base_layer` (PEFT's LoRA, IA3, ...) is represented by the adapter, whose
+    output is what the model goes on with.
+    """
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return [linear for linear in linears if num_labels is None or linear.out_features == num_labels]
+    wrappers = {
+        child: module for module in model.modules() for name, child in module.named_children() if name == "base_layer"
+    }
+    candidates: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and num_labels in (None, module.out_features):
+            candidate: nn.Module = module
+            while candidate in wrappers:
+                candidate = wrappers[candidate]
+            candidates.append(candidate)
+    return cast(list[nn.Linear], candidates)
 
 
 def logits_of(outputs: Any) -> Tensor | None:
-    """The logits in what a model returned: by name, or the first tensor with rows in a tuple; None without any."""
+    """The logits in what a model returned: by name, else the first tensor with rows; None without any."""
     if isinstance(outputs, Mapping):
-        logits = outputs.get("logits")
-        return logits if isinstance(logits, Tensor) else None
+        if isinstance(outputs.get("logits"), Tensor):
+            return cast(Tensor, outputs["logits"])
+        outputs = tuple(outputs.values())
     entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     return next((entry for entry in entries if isinstance(entry, Tensor) and entry.ndim >= 2), None)
 
@@ -37,10 +56,14 @@ class HeadInput:
     """Reads the input of a model's classification head, one row per example.
 
     Args:
-        head: the linear layer that makes the logits.
+        head: the linear layer that makes the logits; several, where the logits are the average of their outputs.
         pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
             `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
             over the attention mask).
+
+    Attributes:
+        heads: the linear layers, nearly always one.
+        inputs: what the heads were given in the last forward pass, each tensor once.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -59,13 +82,32 @@ class HeadInput:
         (torch.Size([5, 3]), True)
     """
 
-    def __init__(self, head: nn.Linear, pooling: str) -> None:
-        self.head = head
+    def __init__(self, head: nn.Linear | Iterable[nn.Linear], pooling: str) -> None:
+        self.heads = (head,) if isinstance(head, nn.Module) else tuple(head)
         self.pooling = pooling
         self.loss_is_known = False
-        self.full: Tensor | None = None
-        self._output: Tensor | None = None
-        self._handle: RemovableHandle | None = None
+        self._calls: dict[int, tuple[Tensor, Tensor]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def head(self) -> nn.Linear:
+        """The head, or the first of several."""
+        return self.heads[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The linear map from the last forward pass's rows to the logits, `[labels, d]`."""
+        weights = torch.stack([head.weight for head in self.heads])
+        return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple({id(full): full for full, _ in self._calls.values()}.values())
+
+    @property
+    def full(self) -> Tensor | None:
+        """The head's full input in the last forward pass; of several heads the inputs side by side, a copy."""
+        return _side_by_side(self.inputs) if self._calls else None
 
     @classmethod
     def find(cls, model: nn.Module, inputs: Mapping[str, Any]) -> Self:
@@ -86,14 +128,19 @@ class HeadInput:
         finally:
             for handle in handles:
                 handle.remove()
+        calls.reverse()
         if logits is not None:
-            for module, output in reversed(calls):
+            for module, output in calls:
                 pooling = _explain(output, logits, inputs.get("attention_mask"))
                 if pooling is not None:
                     return cls(module, pooling)
+            for (second, output), (first, other) in combinations(calls, 2):
+                if output.shape == other.shape == logits.shape and _close((output + other) / 2, logits):
+                    return cls((first, second), "row")
         raise HeadNotFoundError(
-            f"{type(model).__name__} has no linear layer whose output makes its logits, so its features are not known; "
-            "train with matching='none', or give a model with a classification head"
+            f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input is "
+            "not known; set feature_layer to the index of a hidden state to match that instead (and a matching_loss of "
+            "your own where its rows have no labels), or train with matching='none'"
         )
 
     @contextmanager
@@ -107,22 +154,23 @@ class HeadInput:
 
     def attach(self) -> None:
         """Put the hook on the head, once."""
-        if self._handle is None:
-            self._handle = self.head.register_forward_hook(self._read)
+        if not self._handles:
+            self._handles = [
+                head.register_forward_hook(partial(self._read, index)) for index, head in enumerate(self.heads)
+            ]
 
     def detach(self) -> None:
         """Take the hook off the head."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        while self._handles:
+            self._handles.pop().remove()
         self.clear()
 
     def clear(self) -> None:
         """Forget the last forward pass."""
-        self.full = self._output = None
+        self._calls.clear()
 
-    def _read(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.full, self._output = args[0], output
+    def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._calls[index] = (args[0], output)
 
     def rows(self, outputs: Any, attention_mask: Tensor | None = None) -> Tensor:
         """The features of the last forward pass, `[rows, d]`, with gradient: what the head made each row's logits of.
@@ -135,17 +183,18 @@ class HeadInput:
             RuntimeError: if the head was not called since the hook was put on or cleared.
         """
         logits = logits_of(outputs)
-        if self.full is None or self._output is None or logits is None:
+        full = self.full
+        if full is None or logits is None:
             raise RuntimeError(
                 "the classification head was not reached in the last forward pass; a model compiled before the hook "
                 "was put on ignores it: let ITRATrainer compile the model (torch_compile=True)"
             )
         if self.pooling == "row":
-            return self.full
-        tokens = self.full.flatten(1, -2)
+            return full
+        tokens = full.flatten(1, -2)
         if self.pooling == "mean":
             return _masked_mean(tokens, attention_mask)
-        position = _picked_position(self._output.flatten(1, -2), logits, attention_mask)
+        position = _picked_position(self._calls[0][1].flatten(1, -2), logits, attention_mask)
         return tokens[torch.arange(len(tokens), device=tokens.device), position]
 
 
@@ -193,22 +242,37 @@ def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
     output = output.flatten(1, -2)
     if (output == logits[:, None]).all(-1).any(1).all():
         return "picked"
-    if mask is not None and mask.shape != output.shape[:2]:
-        return None
-    return "mean" if torch.allclose(_masked_mean(output, mask).to(logits.dtype), logits, atol=1e-5) else None
+    return "mean" if _close(_masked_mean(output, mask), logits) else None
+
+
+def _close(output: Tensor, logits: Tensor) -> bool:
+    """Whether two ways of averaging agree, up to the rounding of the head's precision."""
+    return torch.allclose(output.to(logits.dtype), logits, rtol=0.0, atol=_rounding(output) * float(logits.abs().max()))
+
+
+def _rounding(tensor: Tensor) -> float:
+    return 16 * torch.finfo(tensor.dtype).eps
 
 
 def _picked_position(output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """The token whose head output became the logits, `[rows]`; of several the last one that is attended."""
-    matches = (output == logits[:, None]).all(-1).long()
-    if mask is not None and mask.shape == matches.shape:
-        matches = matches * (1 + mask.long())
+    distance = (output - logits[:, None]).abs().amax(-1)
+    matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask).long())
     tokens = matches.shape[1]
     return (matches * tokens + torch.arange(tokens, device=matches.device)).argmax(1)
 
 
 def _masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return tokens.mean(1)
-    weights = mask.to(tokens.dtype)[..., None]
+    weights = _attended(tokens, mask)[..., None]
     return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def _attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The attention mask in the tokens' dtype, `[rows, tokens]`; tokens put before the text count as attended."""
+    if mask is None or mask.ndim != 2:
+        return tokens.new_ones(tokens.shape[:2])
+    return functional.pad(mask.to(tokens.dtype), (tokens.shape[1] - mask.shape[1], 0), value=1.0)
+
+
+def _side_by_side(inputs: tuple[Tensor, ...]) -> Tensor:
+    return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
