@@ -70,6 +70,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     results = []
     for family, model_type, class_name in architectures():
+        if sys.argv[1:] and class_name not in sys.argv[1:]:
+            continue
         try:
             verdict, cells = measure(family, model_type, class_name)
         except Exception as error:
