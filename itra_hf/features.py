@@ -1,9 +1,9 @@
 """The classifier's input: found once in any model, read at every forward pass, one row per example.
 
 The head is the last linear layer called in a forward pass whose output explains the logits. Its name does not
-matter, and neither does the order in which modules are defined. Where the logits are the average of two heads (DeiT
-and LeViT with a teacher, SwiftFormer), the features are the inputs of both side by side, since the average is one
-linear map of these, `[W1 / 2, W2 / 2]`; heads that share an input have it once, and the map `(W1 + W2) / 2`.
+matter, and neither does the order in which modules are defined. Where the logits are the average of two heads, the
+features are both inputs side by side, for the average is one linear map of these, `[W1 / 2, W2 / 2]`; heads that share
+an input have it once, and the map `(W1 + W2) / 2`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,14 +56,10 @@ class HeadInput:
     """Reads the input of a model's classification head, one row per example.
 
     Args:
-        head: the linear layer that makes the logits; several, where the logits are the average of their outputs.
+        head: the linear layer that makes the logits, or the two whose average they are.
         pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
             `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
             over the attention mask).
-
-    Attributes:
-        heads: the linear layers, nearly always one.
-        inputs: what the heads were given in the last forward pass, each tensor once.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -82,32 +78,12 @@ class HeadInput:
         (torch.Size([5, 3]), True)
     """
 
-    def __init__(self, head: nn.Linear | Iterable[nn.Linear], pooling: str) -> None:
-        self.heads = (head,) if isinstance(head, nn.Module) else tuple(head)
+    def __init__(self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str) -> None:
+        self.heads = head if isinstance(head, tuple) else (head,)
         self.pooling = pooling
         self.loss_is_known = False
         self._calls: dict[int, tuple[Tensor, Tensor]] = {}
         self._handles: list[RemovableHandle] = []
-
-    @property
-    def head(self) -> nn.Linear:
-        """The head, or the first of several."""
-        return self.heads[0]
-
-    @property
-    def weight(self) -> Tensor:
-        """The linear map from the last forward pass's rows to the logits, `[labels, d]`."""
-        weights = torch.stack([head.weight for head in self.heads])
-        return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return tuple({id(full): full for full, _ in self._calls.values()}.values())
-
-    @property
-    def full(self) -> Tensor | None:
-        """The head's full input in the last forward pass; of several heads the inputs side by side, a copy."""
-        return _side_by_side(self.inputs) if self._calls else None
 
     @classmethod
     def find(cls, model: nn.Module, inputs: Mapping[str, Any]) -> Self:
@@ -119,7 +95,7 @@ class HeadInput:
         calls: list[tuple[nn.Linear, Tensor]] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.append((module, output))  # type: ignore[arg-type]
+            calls.insert(0, (cast(nn.Linear, module), output))
 
         handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
         try:
@@ -128,20 +104,41 @@ class HeadInput:
         finally:
             for handle in handles:
                 handle.remove()
-        calls.reverse()
-        if logits is not None:
-            for module, output in calls:
+        if logits is not None and logits.ndim == 2:
+            for head, output in calls:
                 pooling = _explain(output, logits, inputs.get("attention_mask"))
                 if pooling is not None:
-                    return cls(module, pooling)
+                    return cls(head, pooling)
             for (second, output), (first, other) in combinations(calls, 2):
                 if output.shape == other.shape == logits.shape and _close((output + other) / 2, logits):
                     return cls((first, second), "row")
         raise HeadNotFoundError(
             f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input is "
-            "not known; set feature_layer to the index of a hidden state to match that instead (and a matching_loss of "
-            "your own where its rows have no labels), or train with matching='none'"
+            "not known; set feature_layer to the index of a hidden state to match that instead (with a matching_loss "
+            "of your own where none of the built-in forms fits), or train with matching='none'"
         )
+
+    @property
+    def head(self) -> nn.Linear:
+        """The head; the first of two."""
+        return self.heads[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The linear map from the rows of the last forward pass to the logits, `[labels, d]`."""
+        weights = torch.stack([head.weight for head in self.heads])
+        return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the heads were given in the last forward pass, each tensor once: one, or one for each of two heads."""
+        return tuple({id(full): full for full, _ in self._calls.values()}.values())
+
+    @property
+    def full(self) -> Tensor | None:
+        """The head's full input in the last forward pass; the inputs of two heads side by side are a copy."""
+        inputs = self.inputs
+        return torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0] if inputs else None
 
     @contextmanager
     def attached(self) -> Iterator[Self]:
@@ -155,9 +152,8 @@ class HeadInput:
     def attach(self) -> None:
         """Put the hook on the head, once."""
         if not self._handles:
-            self._handles = [
-                head.register_forward_hook(partial(self._read, index)) for index, head in enumerate(self.heads)
-            ]
+            hooks = [partial(self._read, index) for index in range(len(self.heads))]
+            self._handles = [head.register_forward_hook(hook) for head, hook in zip(self.heads, hooks, strict=True)]
 
     def detach(self) -> None:
         """Take the hook off the head."""
@@ -182,8 +178,7 @@ class HeadInput:
         Raises:
             RuntimeError: if the head was not called since the hook was put on or cleared.
         """
-        logits = logits_of(outputs)
-        full = self.full
+        logits, full = logits_of(outputs), self.full
         if full is None or logits is None:
             raise RuntimeError(
                 "the classification head was not reached in the last forward pass; a model compiled before the hook "
@@ -235,7 +230,7 @@ def _probing(model: nn.Module) -> Iterator[None]:
 
 def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
     """How the logits come from the head's output, or None if they don't."""
-    if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1] or logits.ndim != 2:
+    if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1]:
         return None
     if output.ndim == 2:
         return "row" if torch.equal(output.to(logits.dtype), logits) else None
@@ -245,19 +240,16 @@ def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
     return "mean" if _close(_masked_mean(output, mask), logits) else None
 
 
-def _close(output: Tensor, logits: Tensor) -> bool:
-    """Whether two ways of averaging agree, up to the rounding of the head's precision."""
-    return torch.allclose(output.to(logits.dtype), logits, rtol=0.0, atol=_rounding(output) * float(logits.abs().max()))
-
-
-def _rounding(tensor: Tensor) -> float:
-    return 16 * torch.finfo(tensor.dtype).eps
+def _close(average: Tensor, logits: Tensor) -> bool:
+    """Whether an average is the logits, up to the rounding of its precision."""
+    tolerance = 16 * torch.finfo(average.dtype).eps * float(logits.abs().max())
+    return torch.allclose(average.to(logits.dtype), logits, rtol=0.0, atol=tolerance)
 
 
 def _picked_position(output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """The token whose head output became the logits, `[rows]`; of several the last one that is attended."""
     distance = (output - logits[:, None]).abs().amax(-1)
-    matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask).long())
+    matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask))
     tokens = matches.shape[1]
     return (matches * tokens + torch.arange(tokens, device=matches.device)).argmax(1)
 
@@ -268,11 +260,7 @@ def _masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The attention mask in the tokens' dtype, `[rows, tokens]`; tokens put before the text count as attended."""
+    """The attention mask, `[rows, tokens]`; tokens that the model put before the text (a prompt) count as attended."""
     if mask is None or mask.ndim != 2:
-        return tokens.new_ones(tokens.shape[:2])
-    return functional.pad(mask.to(tokens.dtype), (tokens.shape[1] - mask.shape[1], 0), value=1.0)
-
-
-def _side_by_side(inputs: tuple[Tensor, ...]) -> Tensor:
-    return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    return functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)

@@ -129,7 +129,8 @@ def tiny_inputs(model: PreTrainedModel, family: str, padding: str = "right") -> 
     mask = (positions < lengths[:, None]).long()
     ids = torch.randint(5, 60, (ROWS, TOKENS)).where(positions < lengths[:, None] - 1, 2) * mask
     if padding == "left":
-        ids, mask = (torch.stack([row.roll(TOKENS - int(n)) for row, n in zip(x, lengths)]) for x in (ids, mask))
+        turned = (positions - (TOKENS - lengths[:, None])) % TOKENS
+        ids, mask = ids.gather(1, turned), mask.gather(1, turned)
     return {name: ids, "attention_mask": mask}
 
 
