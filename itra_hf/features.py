@@ -1,15 +1,20 @@
 """The classifier's input: found once in any model, read at every forward pass, one row per example.
 
-The head is the last `nn.Linear` called in a forward pass whose output explains the logits. Its name does not
-matter, and neither does the order in which modules are defined.
+The head is the last linear layer called in a forward pass whose output explains the logits. Its name does not
+matter, and neither does the order in which modules are defined. Where the logits are the average of two heads, the
+features are both inputs side by side, for the average is one linear map of these, `[W1 / 2, W2 / 2]`; heads that share
+an input have it once, and the map `(W1 + W2) / 2`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from functools import partial
+from itertools import combinations
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 
@@ -18,17 +23,31 @@ class HeadNotFoundError(ValueError):
 
 
 def head_candidates(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config)."""
+    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config).
+
+    A layer that an adapter wraps as its `base_layer` (PEFT's LoRA, IA3, ...) is represented by the adapter, whose
+    output is what the model goes on with.
+    """
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return [linear for linear in linears if num_labels is None or linear.out_features == num_labels]
+    wrappers = {
+        child: module for module in model.modules() for name, child in module.named_children() if name == "base_layer"
+    }
+    candidates: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and num_labels in (None, module.out_features):
+            candidate: nn.Module = module
+            while candidate in wrappers:
+                candidate = wrappers[candidate]
+            candidates.append(candidate)
+    return cast(list[nn.Linear], candidates)
 
 
 def logits_of(outputs: Any) -> Tensor | None:
-    """The logits in what a model returned: by name, or the first tensor with rows in a tuple; None without any."""
+    """The logits in what a model returned: by name, else the first tensor with rows; None without any."""
     if isinstance(outputs, Mapping):
-        logits = outputs.get("logits")
-        return logits if isinstance(logits, Tensor) else None
+        if isinstance(outputs.get("logits"), Tensor):
+            return cast(Tensor, outputs["logits"])
+        outputs = tuple(outputs.values())
     entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     return next((entry for entry in entries if isinstance(entry, Tensor) and entry.ndim >= 2), None)
 
@@ -37,7 +56,7 @@ class HeadInput:
     """Reads the input of a model's classification head, one row per example.
 
     Args:
-        head: the linear layer that makes the logits.
+        head: the linear layer that makes the logits, or the two whose average they are.
         pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
             `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
             over the attention mask).
@@ -59,13 +78,12 @@ class HeadInput:
         (torch.Size([5, 3]), True)
     """
 
-    def __init__(self, head: nn.Linear, pooling: str) -> None:
-        self.head = head
+    def __init__(self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str) -> None:
+        self.heads = head if isinstance(head, tuple) else (head,)
         self.pooling = pooling
         self.loss_is_known = False
-        self.full: Tensor | None = None
-        self._output: Tensor | None = None
-        self._handle: RemovableHandle | None = None
+        self._calls: dict[int, tuple[Tensor, Tensor]] = {}
+        self._handles: list[RemovableHandle] = []
 
     @classmethod
     def find(cls, model: nn.Module, inputs: Mapping[str, Any]) -> Self:
@@ -77,7 +95,7 @@ class HeadInput:
         calls: list[tuple[nn.Linear, Tensor]] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.append((module, output))  # type: ignore[arg-type]
+            calls.insert(0, (cast(nn.Linear, module), output))
 
         handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
         try:
@@ -86,15 +104,41 @@ class HeadInput:
         finally:
             for handle in handles:
                 handle.remove()
-        if logits is not None:
-            for module, output in reversed(calls):
+        if logits is not None and logits.ndim == 2:
+            for head, output in calls:
                 pooling = _explain(output, logits, inputs.get("attention_mask"))
                 if pooling is not None:
-                    return cls(module, pooling)
+                    return cls(head, pooling)
+            for (second, output), (first, other) in combinations(calls, 2):
+                if output.shape == other.shape == logits.shape and _close((output + other) / 2, logits):
+                    return cls((first, second), "row")
         raise HeadNotFoundError(
-            f"{type(model).__name__} has no linear layer whose output makes its logits, so its features are not known; "
-            "train with matching='none', or give a model with a classification head"
+            f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input is "
+            "not known; set feature_layer to the index of a hidden state to match that instead (with a matching_loss "
+            "of your own where none of the built-in forms fits), or train with matching='none'"
         )
+
+    @property
+    def head(self) -> nn.Linear:
+        """The head; the first of two."""
+        return self.heads[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The linear map from the rows of the last forward pass to the logits, `[labels, d]`."""
+        weights = torch.stack([head.weight for head in self.heads])
+        return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the heads were given in the last forward pass, each tensor once: one, or one for each of two heads."""
+        return tuple({id(full): full for full, _ in self._calls.values()}.values())
+
+    @property
+    def full(self) -> Tensor | None:
+        """The head's full input in the last forward pass; the inputs of two heads side by side are a copy."""
+        inputs = self.inputs
+        return torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0] if inputs else None
 
     @contextmanager
     def attached(self) -> Iterator[Self]:
@@ -107,22 +151,22 @@ class HeadInput:
 
     def attach(self) -> None:
         """Put the hook on the head, once."""
-        if self._handle is None:
-            self._handle = self.head.register_forward_hook(self._read)
+        if not self._handles:
+            hooks = [partial(self._read, index) for index in range(len(self.heads))]
+            self._handles = [head.register_forward_hook(hook) for head, hook in zip(self.heads, hooks, strict=True)]
 
     def detach(self) -> None:
         """Take the hook off the head."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        while self._handles:
+            self._handles.pop().remove()
         self.clear()
 
     def clear(self) -> None:
         """Forget the last forward pass."""
-        self.full = self._output = None
+        self._calls.clear()
 
-    def _read(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.full, self._output = args[0], output
+    def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._calls[index] = (args[0], output)
 
     def rows(self, outputs: Any, attention_mask: Tensor | None = None) -> Tensor:
         """The features of the last forward pass, `[rows, d]`, with gradient: what the head made each row's logits of.
@@ -134,18 +178,18 @@ class HeadInput:
         Raises:
             RuntimeError: if the head was not called since the hook was put on or cleared.
         """
-        logits = logits_of(outputs)
-        if self.full is None or self._output is None or logits is None:
+        logits, full = logits_of(outputs), self.full
+        if full is None or logits is None:
             raise RuntimeError(
                 "the classification head was not reached in the last forward pass; a model compiled before the hook "
                 "was put on ignores it: let ITRATrainer compile the model (torch_compile=True)"
             )
         if self.pooling == "row":
-            return self.full
-        tokens = self.full.flatten(1, -2)
+            return full
+        tokens = full.flatten(1, -2)
         if self.pooling == "mean":
             return _masked_mean(tokens, attention_mask)
-        position = _picked_position(self._output.flatten(1, -2), logits, attention_mask)
+        position = _picked_position(self._calls[0][1].flatten(1, -2), logits, attention_mask)
         return tokens[torch.arange(len(tokens), device=tokens.device), position]
 
 
@@ -186,29 +230,37 @@ def _probing(model: nn.Module) -> Iterator[None]:
 
 def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
     """How the logits come from the head's output, or None if they don't."""
-    if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1] or logits.ndim != 2:
+    if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1]:
         return None
     if output.ndim == 2:
         return "row" if torch.equal(output.to(logits.dtype), logits) else None
     output = output.flatten(1, -2)
     if (output == logits[:, None]).all(-1).any(1).all():
         return "picked"
-    if mask is not None and mask.shape != output.shape[:2]:
-        return None
-    return "mean" if torch.allclose(_masked_mean(output, mask).to(logits.dtype), logits, atol=1e-5) else None
+    return "mean" if _close(_masked_mean(output, mask), logits) else None
+
+
+def _close(average: Tensor, logits: Tensor) -> bool:
+    """Whether an average is the logits, up to the rounding of its precision."""
+    tolerance = 16 * torch.finfo(average.dtype).eps * float(logits.abs().max())
+    return torch.allclose(average.to(logits.dtype), logits, rtol=0.0, atol=tolerance)
 
 
 def _picked_position(output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """The token whose head output became the logits, `[rows]`; of several the last one that is attended."""
-    matches = (output == logits[:, None]).all(-1).long()
-    if mask is not None and mask.shape == matches.shape:
-        matches = matches * (1 + mask.long())
+    distance = (output - logits[:, None]).abs().amax(-1)
+    matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask))
     tokens = matches.shape[1]
     return (matches * tokens + torch.arange(tokens, device=matches.device)).argmax(1)
 
 
 def _masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return tokens.mean(1)
-    weights = mask.to(tokens.dtype)[..., None]
+    weights = _attended(tokens, mask)[..., None]
     return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def _attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The attention mask, `[rows, tokens]`; tokens that the model put before the text (a prompt) count as attended."""
+    if mask is None or mask.ndim != 2:
+        return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    return functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)
