@@ -168,6 +168,22 @@ class HeadInput:
     def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         self._calls[index] = (args[0], output)
 
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Within this context, under `torch.no_grad`, the graph begins at the head's input: body without, head with."""
+
+        def begin(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            torch.set_grad_enabled(True)
+            return (args[0].detach().requires_grad_(), *args[1:])
+
+        handles = [head.register_forward_pre_hook(begin) for head in self.heads]
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def rows(self, outputs: Any, attention_mask: Tensor | None = None) -> Tensor:
         """The features of the last forward pass, `[rows, d]`, with gradient: what the head made each row's logits of.
 

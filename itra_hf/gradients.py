@@ -1,5 +1,6 @@
 """The gradients that the cap compares: what the task and what the matching ask of the features."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,83 +15,96 @@ class TaskGradientError(RuntimeError):
     """The task's gradient at the features is out of reach, so the cap cannot be kept."""
 
 
-def feature_gradients(
+def squared_norm(loss: Tensor, at: Sequence[Tensor]) -> Tensor | None:
+    """The squared norm of a loss's gradient at some tensors, in float32 or better; None where it does not reach them.
+
+    No parameter's gradient is touched, and the graph stays for the backward pass.
+    """
+    at = [tensor for tensor in at if tensor.requires_grad]
+    if not at or not loss.requires_grad:
+        return None
+    gradients = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+    norms = [_squares(gradient) for gradient in gradients if gradient is not None]
+    return torch.stack(norms).sum() if norms else None
+
+
+def task_squared_norm(
     task_loss: Tensor,
-    matching_loss: Tensor,
     head_input: HeadInput,
-    rows: Tensor,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
     scale: Tensor | float = 1.0,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of both losses at the head's input; no parameter's gradient is touched.
+) -> Tensor:
+    """The squared norm of the task's gradient at the head's full input, also where a compiled graph hides it.
+
+    In a compiled model features and loss come out of one graph. Then the gradient goes back from the loss to the
+    logits, and from there through the linear head by its weight. Where even the logits lie inside the graph, the loss
+    is computed once more from them, by the rule of transformers; the first time it is checked to be the model's own,
+    up to the number of ranks.
 
     Args:
         task_loss: scalar, as it enters the backward pass.
-        matching_loss: scalar, without its weight.
-        head_input: holds the head's full input of this forward pass.
-        rows: the features that the matching saw, `[rows, d]`.
+        head_input: holds the head's input of this forward pass.
         outputs: what the model returned.
-        labels: of the batch, for a model whose loss was compiled together with it.
+        labels: of the batch.
         model: the model, unwrapped.
-        scale: multiplies both losses, as a gradient scaler does, so that half precision does not underflow.
-
-    Returns:
-        The gradients of the scaled task loss and of the scaled matching loss, both at the head's full input or both
-        at the rows; None for one that is zero.
+        scale: multiplies the loss, as a gradient scaler does, so that half precision does not underflow.
 
     Raises:
-        TaskGradientError: if the task's gradient is out of reach.
+        TaskGradientError: if the gradient is out of reach.
     """
-    full = head_input.full
-    if full is None or not full.requires_grad:
-        return None, None
-    task_gradient = _gradient(scale * task_loss, full)
-    if task_gradient is not None:
-        return task_gradient, _gradient(scale * matching_loss, full)
-    task_gradient = scale * _gradient_through_logits(task_loss, head_input, outputs, labels, model)
-    return task_gradient, _gradient(scale * matching_loss, rows)
-
-
-def _gradient(loss: Tensor, at: Tensor) -> Tensor | None:
-    if not loss.requires_grad:
-        return None
-    return torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0]
-
-
-def _gradient_through_logits(
-    task_loss: Tensor, head_input: HeadInput, outputs: Any, labels: Tensor | None, model: nn.Module
-) -> Tensor:
-    """The task's gradient at the rows where features and loss come out of one compiled graph.
-
-    It goes back from the loss to the logits, and from there through the linear head by its weight. Where even the
-    logits lie inside the graph, the loss is computed once more from them, by the rule of transformers.
-    """
+    norm = squared_norm(scale * task_loss, head_input.inputs)
+    if norm is not None:
+        return norm
     logits = logits_of(outputs)
-    at_logits = None if logits is None else _gradient(task_loss, logits)
+    at_logits = None
+    if logits is not None and logits.requires_grad and task_loss.requires_grad:
+        (at_logits,) = torch.autograd.grad(task_loss, logits, retain_graph=True, allow_unused=True)
     if at_logits is None:
         at_logits = _gradient_of_known_loss(task_loss, head_input, logits, labels, model)
-    weight = head_input.head.weight.detach()
-    return at_logits.to(weight.dtype) @ weight
+    weight = head_input.weight.detach()
+    return _squares(at_logits.to(weight.dtype) @ weight) * scale**2
+
+
+def feature_norms(
+    task_loss: Tensor,
+    matching_loss: Tensor,
+    head_input: HeadInput,
+    outputs: Any,
+    labels: Tensor | None,
+    model: nn.Module,
+    scale: Tensor | float,
+) -> Tensor:
+    """The squared norms of the task's and of the matching's gradient at the head's full input, `[2]`.
+
+    The arguments are those of `task_squared_norm`. Both are 0 where the matching moves nothing: the features are
+    frozen, or its loss does not depend on them.
+    """
+    matching = squared_norm(scale * matching_loss, head_input.inputs)
+    if matching is None:
+        return torch.zeros(2, device=task_loss.device)
+    return torch.stack([task_squared_norm(task_loss, head_input, outputs, labels, model, scale), matching])
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square().sum()
 
 
 def _gradient_of_known_loss(
     task_loss: Tensor, head_input: HeadInput, logits: Tensor | None, labels: Tensor | None, model: nn.Module
 ) -> Tensor:
-    """The gradient at the logits of the loss that transformers takes of them, scaled as the task's loss is.
-
-    The first time, the loss is checked to be the model's own, up to the number of ranks.
-    """
+    """The gradient at the logits of the loss that transformers takes of them, scaled as the task's loss is."""
     config = getattr(model, "config", None)
     if logits is not None and labels is not None and isinstance(config, PreTrainedConfig):
-        logits = logits.detach().requires_grad_()
-        again = ForSequenceClassificationLoss(labels, logits, config)
+        with torch.enable_grad():
+            logits = logits.detach().requires_grad_()
+            again = ForSequenceClassificationLoss(labels, logits, config)
         factor = torch.where(again == 0, 1.0, task_loss.detach() / again.detach())
         if not head_input.loss_is_known:
             head_input.loss_is_known = bool((factor - factor.round().clamp(min=1)).abs() < 0.01 * factor)
         if head_input.loss_is_known:
-            return torch.autograd.grad(again * factor, logits)[0]
+            return torch.autograd.grad(again, logits)[0] * factor
     raise TaskGradientError(
         f"{type(model).__name__} computes its loss inside a compiled graph in a way of its own, so the cap on the "
         "matching's gradient cannot be kept; pass compute_loss_func, or set torch_compile=False or "

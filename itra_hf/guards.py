@@ -44,13 +44,6 @@ def capped_weight(weight: float, squared_norms: Tensor, max_ratio: float) -> Ten
     return torch.where(matching > 0, limit.clamp(max=weight), weight)
 
 
-def squared_norm(gradient: Tensor | None) -> Tensor:
-    """The squared norm of a gradient in float32 or better; 0 where there is no gradient."""
-    if gradient is None:
-        return torch.zeros(())
-    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square().sum()
-
-
 class CollapseWatch:
     """Notices when features fall together: their scatter against its mean over the run.
 

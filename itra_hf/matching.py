@@ -1,4 +1,4 @@
-"""Which matching loss a run takes, and what is checked before it starts."""
+"""The matching of a training run: which loss it takes, what is checked before, and what happens in a step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,13 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.config import MatchingArguments
+from itra_hf.distributed import gather_rows, sum_over_ranks
+from itra_hf.features import HeadInput
+from itra_hf.guards import CollapseWatch, capped_weight
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
 from itra_hf.losses import LOSSES
+from itra_hf.pairing import split_pair
 
 if TYPE_CHECKING:
     from itra_hf.trainer import ITRATrainer
 
 MatchingLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+LOGGED = ("task_loss", "matching_loss", "matching_weight")
 
 AUTO = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
 
@@ -59,6 +65,72 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     return partial(LOSSES[form], **options)
 
 
+class Matching:
+    """What one training run matches with: the head's input, the loss, the guards, and what is to be logged.
+
+    Args:
+        args: the options.
+        loss: the matching loss.
+        head_input: the head's input of the model in training.
+        model: the model, unwrapped.
+        device: of the model.
+    """
+
+    def __init__(
+        self,
+        args: MatchingArguments,
+        loss: MatchingLoss,
+        head_input: HeadInput,
+        model: nn.Module,
+        device: torch.device,
+    ) -> None:
+        self.args, self.loss, self.head_input, self.model, self.device = args, loss, head_input, model, device
+        self._watch = CollapseWatch()
+        self._warned = False
+        self._sums = torch.zeros(4, device=device)
+
+    def match(self, rows: Tensor, labels: Tensor | None) -> Tensor:
+        """The matching loss of a batch, `[rows, d]`, or of the batches of all ranks."""
+        self._watch.update(rows)
+        pair = [*split_pair(rows), *((None, None) if labels is None else split_pair(labels))]
+        if self.args.gather_features:
+            pair = [None if part is None else gather_rows(part) for part in pair]
+        loss = self.loss(*pair)
+        if loss.ndim != 0:
+            raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
+        return loss
+
+    def weight(self, ramped: float, squared_norms: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """The weight of a step after the cap, a scalar on the device of `like`.
+
+        Args:
+            ramped: the weight after the ramp.
+            squared_norms: gives `[2]`, the squared norms of the task's and the matching's feature gradient on this
+                rank; called only where a cap is kept.
+            like: any tensor of the step.
+        """
+        if ramped == 0 or self.args.matching_max_grad_ratio is None:
+            return like.new_tensor(ramped, dtype=torch.float32)
+        return capped_weight(ramped, sum_over_ranks(squared_norms()), self.args.matching_max_grad_ratio)
+
+    def note(self, task_loss: Tensor, matching_loss: Tensor, weight: Tensor, share: float) -> None:
+        """Add a micro-batch to what is to be logged; it is this share of an optimizer step."""
+        entries = [task_loss.detach(), matching_loss.detach() * share, weight * share]
+        self._sums += torch.stack([*entries, self._sums.new_tensor(share)])
+
+    def means(self) -> dict[str, float]:
+        """The means over optimizer steps and ranks since the last call, by the names they are logged under."""
+        *sums, steps = sum_over_ranks(self._sums).tolist()
+        self._sums.zero_()
+        return {name: total / steps for name, total in zip(LOGGED, sums, strict=True)} if steps else {}
+
+    def collapsed(self) -> bool:
+        """Whether the features have just been seen to collapse, for the first time."""
+        collapsed = not self._warned and self._watch.collapsed()
+        self._warned = self._warned or collapsed
+        return collapsed
+
+
 def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
@@ -70,10 +142,17 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
             f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
             "the script with `accelerate launch`, or make one device visible"
         )
-    if trainer.args.per_device_train_batch_size < 2:
+    rows = trainer.args.per_device_train_batch_size
+    whole_step = args.matching_scope == "optimizer_step"
+    if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
         raise ValueError(
-            f"per_device_train_batch_size={trainer.args.per_device_train_batch_size} leaves no pair to match; "
-            "take at least 2, or matching='none'"
+            f"per_device_train_batch_size={rows} leaves no pair to match; take at least 2, or accumulate gradients "
+            "with matching_scope='optimizer_step', or take matching='none'"
+        )
+    if whole_step and trainer.args.torch_compile:
+        raise ValueError(
+            "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
+            "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
         )
     if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
         raise ValueError(

@@ -11,14 +11,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from itra_hf.config import MatchingArguments
-from itra_hf.distributed import gather_rows, sum_over_ranks
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
-from itra_hf.gradients import feature_gradients
-from itra_hf.guards import CollapseWatch, capped_weight, ramp, squared_norm
+from itra_hf.grad_cache import CachedStep, cache_gradients
+from itra_hf.gradients import feature_norms
+from itra_hf.guards import ramp
 from itra_hf.labels import class_column, label_kind
-from itra_hf.matching import MatchingLoss, check_setup, choose_matching_loss
+from itra_hf.matching import Matching, MatchingLoss, check_setup, choose_matching_loss
 from itra_hf.model_card import add_itra_section
-from itra_hf.pairing import ClassPairedSampler, split_pair
+from itra_hf.pairing import ClassPairedSampler
 
 logger = logging.get_logger(__name__)
 
@@ -93,9 +93,12 @@ class ITRATrainer(Trainer):
             preprocess_logits_for_metrics,
         )
         self.matching_loss = matching_loss
-        self._run: _Run | None = None
-        self._matching_is_off = not self.matching_args.matching_is_on
-        if not self._matching_is_off:
+        self._matching: Matching | None = None
+        self._cannot_match = False
+        self._micro_batches: list[Any] = []
+        self._cached_step: CachedStep | None = None
+        self._micro_batch = 0
+        if self.matching_is_on:
             check_setup(self, self.matching_args, self._network)
             if not head_candidates(self._network):
                 self._refuse(f"{type(self.model).__name__} has no linear classification head")
@@ -104,6 +107,12 @@ class ITRATrainer(Trainer):
     def matching_args(self) -> MatchingArguments:
         """The matching's options: the trainer's arguments if they hold them, the defaults if not."""
         return self.args if isinstance(self.args, MatchingArguments) else MatchingArguments()
+
+    @property
+    def matching_is_on(self) -> bool:
+        """Whether training matches features: it was asked for, and this model can."""
+        args = self.matching_args
+        return args.matching != "none" and args.matching_weight > 0 and not self._cannot_match
 
     @property
     def _network(self) -> nn.Module:
@@ -122,9 +131,15 @@ class ITRATrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self._run is not None:
-                self._run.head_input.detach()
-                self._run = None
+            if self._matching is not None:
+                self._matching.head_input.detach()
+                self._matching = None
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's micro-batches of the next optimizer step, kept for `matching_scope="optimizer_step"`."""
+        self._micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        self._cached_step, self._micro_batch = None, 0
+        return self._micro_batches, num_items_in_batch
 
     def compute_loss(
         self,
@@ -134,32 +149,110 @@ class ITRATrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Trainer's loss; in training with the weighted matching loss beside it."""
-        labels = inputs.get(self.label_names[0]) if self.label_names else None
-        run = self._matching_run(inputs, labels) if self.is_in_train and model.training else None
-        if run is None:
+        matching = self._begin_matching(inputs) if self.is_in_train and model.training else None
+        if matching is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mask = inputs.get("attention_mask")
-        run.head_input.clear()
-        task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        rows = run.head_input.rows(outputs, mask)
-        matching_loss = self._match(run, rows, labels)
-
-        # The mean over the step's micro-batches, which Trainer takes itself unless the task's loss is a mean already.
-        micro_batches = self.current_gradient_accumulation_steps
-        is_mean = self._task_loss_is_mean(num_items_in_batch)
-        share = matching_loss / micro_batches if is_mean else matching_loss
-        weight = self._weight(run, task_loss, share, rows, outputs, labels)
-        loss = task_loss + weight * share
-        run.note(task_loss if is_mean else task_loss / micro_batches, matching_loss, weight, 1 / micro_batches)
-        run.watch.update(rows)
+        whole_step = self.matching_args.matching_scope == "optimizer_step" and len(self._micro_batches) > 1
+        match = self._match_optimizer_step if whole_step else self._match_micro_batch
+        loss, outputs = match(matching, model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _match_micro_batch(
+        self, matching: Matching, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        """The task loss of a micro-batch and its weighted matching loss."""
+        micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
+        task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
+        matching_loss = matching.match(rows, labels)
+        weighed = (task_loss, matching_loss / divisor, matching.head_input, outputs, labels, self._network)
+        weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
+        matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
+        return task_loss + weight * matching_loss / divisor, outputs
+
+    def _match_optimizer_step(
+        self, matching: Matching, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        """The task loss of a micro-batch and its part in the weighted matching loss of the whole optimizer step."""
+        micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
+        if self._cached_step is None:
+
+            def forward(micro_batch: Any) -> tuple[Tensor, Any, Tensor, Tensor | None]:
+                prepared = dict(self._prepare_inputs(micro_batch))
+                task_loss, *others = self._forward(matching, model, prepared, num_items_in_batch)
+                return task_loss * divisor / micro_batches, *others
+
+            ramped, scale = self._ramped_weight(), self._loss_scale()
+            self._cached_step = cache_gradients(matching, self._micro_batches, forward, ramped, scale)
+        step = self._cached_step
+        step.random_states[self._micro_batch].restore(self.args.device)
+        task_loss, outputs, rows, _ = self._forward(matching, model, inputs, num_items_in_batch)
+        part = micro_batches * step.surrogate(self._micro_batch, rows) + step.weight * step.matching_loss
+        self._micro_batch += 1
+        matching.note(task_loss * divisor / micro_batches, step.matching_loss, step.weight, 1 / micro_batches)
+        return task_loss + part / divisor, outputs
+
+    def _forward(
+        self, matching: Matching, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Any, Tensor, Tensor | None]:
+        """Trainer's task loss, the model's outputs, the features `[rows, d]` and the labels."""
+        labels, mask = self._labels(inputs), inputs.get("attention_mask")
+        matching.head_input.clear()
+        task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        return task_loss, outputs, matching.head_input.rows(outputs, mask), labels
+
+    def _micro_batches_and_divisor(self, num_items_in_batch: Tensor | int | None) -> tuple[int, int]:
+        """The micro-batches of this optimizer step, and by how many of them the matching loss is still to be divided.
+
+        Trainer divides the loss by them, unless by its own rule the task loss is a mean over the step already.
+        """
+        micro_batches = self.current_gradient_accumulation_steps
+        is_mean = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.23
+        if is_mean is None:
+            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            is_mean = counted or self.compute_loss_func is not None
+        return micro_batches, micro_batches if is_mean else 1
+
+    def _ramped_weight(self) -> float:
+        args = self.matching_args
+        return args.matching_weight * ramp(self.state.global_step, self.state.max_steps, args.matching_warmup_ratio)
+
+    def _loss_scale(self) -> Tensor | float:
+        """What the gradient scaler multiplies the loss with."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.args.device))
+
+    def _labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        return inputs.get(self.label_names[0]) if self.label_names else None
+
+    def _begin_matching(self, inputs: Mapping[str, Any]) -> Matching | None:
+        """What this run matches with, None if it does not; the first call finds the head and chooses the loss."""
+        if self._matching is None and self.matching_is_on:
+            labels = self._labels(inputs)
+            kind = None if labels is None else label_kind(labels, self._network)
+            loss = self.matching_loss or choose_matching_loss(self.matching_args, kind)
+            try:
+                if loss is None:
+                    raise HeadNotFoundError("the batch holds no labels")
+                head_input = HeadInput.find(self._network, inputs)
+            except HeadNotFoundError as error:
+                self._refuse(str(error))
+                return None
+            head_input.attach()
+            self._matching = Matching(self.matching_args, loss, head_input, self._network, self.args.device)
+        return self._matching
+
+    def _refuse(self, reason: str) -> None:
+        """No matching for this model: an error where one was asked for, else one warning."""
+        if self.matching_args.matching != "auto" or self.matching_loss is not None:
+            raise HeadNotFoundError(f"{reason}; take matching='none', or a model with a classification head")
+        logger.warning(f"{reason}; training goes on without matching, as under Trainer.")
+        self._cannot_match = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does; the training loss with its parts beside it."""
-        if self._run is not None and "loss" in logs:
-            logs.update(self._run.means())
-            if not self._run.warned and self._run.watch.collapsed():
-                self._run.warned = True
+        if self._matching is not None and "loss" in logs:
+            logs.update(self._matching.means())
+            if self._matching.collapsed():
                 logger.warning(
                     f"The features have collapsed at step {self.state.global_step}: nearly nothing is left of the "
                     "distances between them. Lower matching_weight, or keep matching_warmup_ratio and "
@@ -170,13 +263,12 @@ class ITRATrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write Trainer's model card, with a section on the matching."""
         super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero() and not self._matching_is_off:
+        if self.is_world_process_zero() and self.matching_is_on:
             add_itra_section(os.path.join(str(self.args.output_dir), "README.md"), self.matching_args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
         by_class = self.matching_args.pairing == "class" and self.args.train_sampling_strategy == "random"
-        labels = self.get_train_labels(self.train_dataset) if by_class and not self._matching_is_off else None
+        labels = self.get_train_labels(self.train_dataset) if by_class and self.matching_is_on else None
         if labels is None:
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -184,88 +276,6 @@ class ITRATrainer(Trainer):
         self.remove_callback(_SetSamplerEpoch)
         self.add_callback(_SetSamplerEpoch(sampler))
         return sampler
-
-    def _matching_run(self, inputs: Mapping[str, Any], labels: Tensor | None) -> "_Run | None":
-        """What this run matches with, None if it does not; the first call finds the head and chooses the loss."""
-        if self._run is None and not self._matching_is_off:
-            kind = None if labels is None else label_kind(labels, self._network)
-            matching_loss = self.matching_loss or choose_matching_loss(self.matching_args, kind)
-            if matching_loss is None:
-                self._refuse("The batch holds no labels")
-                return None
-            try:
-                head_input = HeadInput.find(self._network, inputs)
-            except HeadNotFoundError as error:
-                self._refuse(str(error))
-                return None
-            head_input.attach()
-            self._run = _Run(head_input, matching_loss, self.args.device)
-        return self._run
-
-    def _refuse(self, reason: str) -> None:
-        """No matching for this model: an error where one was asked for, else one warning."""
-        if self.matching_args.matching != "auto" or self.matching_loss is not None:
-            raise HeadNotFoundError(f"{reason}; take matching='none', or a model with a classification head")
-        logger.warning(f"{reason}; training goes on without matching, as under Trainer.")
-        self._matching_is_off = True
-
-    def _match(self, run: "_Run", rows: Tensor, labels: Tensor | None) -> Tensor:
-        """The matching loss of the batch, or of the batches of all ranks."""
-        pair = [*split_pair(rows), *((None, None) if labels is None else split_pair(labels))]
-        if self.matching_args.gather_features:
-            pair = [None if part is None else gather_rows(part) for part in pair]
-        loss = run.matching_loss(*pair)
-        if loss.ndim != 0:
-            raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
-        return loss
-
-    def _weight(
-        self, run: "_Run", task_loss: Tensor, matching_loss: Tensor, rows: Tensor, outputs: Any, labels: Tensor | None
-    ) -> Tensor:
-        """The weight of this step: `matching_weight` after the ramp and the cap, a scalar."""
-        args = self.matching_args
-        weight = args.matching_weight * ramp(self.state.global_step, self.state.max_steps, args.matching_warmup_ratio)
-        if weight == 0 or args.matching_max_grad_ratio is None:
-            return torch.tensor(weight, device=rows.device)
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=rows.device))
-        gradients = feature_gradients(
-            task_loss, matching_loss, run.head_input, rows, outputs, labels, self._network, scale
-        )
-        norms = torch.stack([squared_norm(gradient).to(rows.device) for gradient in gradients])
-        return capped_weight(weight, sum_over_ranks(norms), args.matching_max_grad_ratio)
-
-    def _task_loss_is_mean(self, num_items_in_batch: Tensor | int | None) -> bool:
-        """Trainer's own rule for whether the task loss is already a mean over the step's micro-batches."""
-        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.23
-        if declared is not None:
-            return bool(declared)
-        return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
-
-
-class _Run:
-    """What one call of `train` holds: the head's input, the loss, the sums to be logged."""
-
-    def __init__(self, head_input: HeadInput, matching_loss: MatchingLoss, device: torch.device) -> None:
-        self.head_input = head_input
-        self.matching_loss = matching_loss
-        self.watch = CollapseWatch()
-        self.warned = False
-        self._sums = torch.zeros(3, device=device)
-        self._steps = 0.0
-
-    def note(self, task_loss: Tensor, matching_loss: Tensor, weight: Tensor, share: float) -> None:
-        """Add a micro-batch, which is this share of an optimizer step."""
-        self._sums += torch.stack([task_loss.detach(), matching_loss.detach() * share, weight * share])
-        self._steps += share
-
-    def means(self) -> dict[str, float]:
-        """The means over optimizer steps and ranks since the last call."""
-        sums = sum_over_ranks(torch.cat([self._sums, self._sums.new_tensor([self._steps])])).tolist()
-        self._sums.zero_()
-        self._steps = 0.0
-        names = ("task_loss", "matching_loss", "matching_weight")
-        return {name: total / sums[-1] for name, total in zip(names, sums, strict=False)}
 
 
 class _SetSamplerEpoch(TrainerCallback):

@@ -1,5 +1,6 @@
 """Trains scenarios and saves what came out. Run by test_distributed.py, in one process and in two."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -21,7 +22,12 @@ def energy_distance(source: Tensor, target: Tensor, source_labels: Tensor, targe
 
 def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     torch.manual_seed(0)
-    model = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp}[changes.pop("model", "mlp")]()
+    model = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp}[changes.pop("model", "mlp")](
+        dropout=changes.pop("dropout", 0)
+    )
+    start, resume_at = copy.deepcopy(model), changes.pop("resume_at", None)
+    if resume_at is not None:
+        changes |= {"save_strategy": "steps", "save_steps": resume_at}
     rows = tiny.vectors(changes.pop("rows", 64))
     one_class_per_rank = changes.pop("one_class_per_rank", False)
     if one_class_per_rank:  # with a sequential order rank 0 gets the first half of each global batch
@@ -33,6 +39,10 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     trainer = tiny.trainer(folder / name, model, rows, keywords=keywords, **options)
     trainer.train()
     result = {"weights": tiny.weights(trainer.model), "log": trainer.state.log_history}
+    if resume_at is not None:
+        resumed = tiny.trainer(folder / name, start, rows, keywords=keywords, **options)
+        resumed.train(resume_from_checkpoint=str(folder / name / f"checkpoint-{resume_at}"))
+        result |= {"weights": tiny.weights(resumed.model), "uninterrupted": result["weights"]}
     torch.save(result, folder / f"{name}-{world_size}-{trainer.args.process_index}.pt")
 
 

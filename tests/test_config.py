@@ -41,6 +41,7 @@ def test_every_loss_has_a_form():
         ("matching_max_grad_ratio", -1.0, "None switches"),
         ("matching_max_grad_ratio", float("nan"), "None switches"),
         ("pairing", "label", "random"),
+        ("matching_scope", "epoch", "optimizer_step"),
         ("num_bandwidths", 4, "odd"),
         ("num_bandwidths", 0, "odd"),
         ("bandwidth", 0.0, "mean rule"),

@@ -25,10 +25,14 @@ SCENARIOS = {
     "no_guards": {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "matching_weight": 0.5},
     "counting": {"model": "counting"},
     "counting_not_averaged": {"model": "counting", "average_tokens_across_devices": False},
+    "optimizer_step": {"rows_per_step": 8, "gradient_accumulation_steps": 2, "matching_scope": "optimizer_step"},
     "accumulation": {"rows_per_step": 8, "gradient_accumulation_steps": 2},
 }
 LOCAL = {"local": {"gather_features": False}}
 ODD = {"odd": {"rows": 45, "max_steps": 9}}
+
+
+RESUMED = {"resumed": {"resume_at": 5, "max_steps": 10, "dropout": 0.3}}
 
 
 def launch(folder: Path, world_size: int, scenarios: dict) -> None:
@@ -46,7 +50,7 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | ODD)
-    launch(folder, 2, SCENARIOS | ODD | LOCAL)
+    launch(folder, 2, SCENARIOS | ODD | LOCAL | RESUMED)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
@@ -62,6 +66,12 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(results, name):
 @pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *ODD])
 def test_the_ranks_agree(results, name):
     assert torch.equal(results(name, 2, 0)["weights"], results(name, 2, 1)["weights"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_resumed_within_an_epoch_ends_in_the_same_bits(results, rank):
+    result = results("resumed", 2, rank)
+    assert torch.equal(result["weights"], result["uninterrupted"])
 
 
 def test_without_gathering_each_rank_matches_its_own_rows(results):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from itra_hf.features import HeadInput
-from itra_hf.gradients import TaskGradientError, feature_gradients
+from itra_hf.gradients import TaskGradientError, feature_norms, squared_norm, task_squared_norm
 
 
 def forward(model, rows):
@@ -18,19 +18,20 @@ def forward(model, rows):
 
 
 @pytest.mark.parametrize(("make", "rows"), [(tiny.bert, tiny.texts), (tiny.gpt2, tiny.texts), (tiny.vit, tiny.images)])
-def test_gives_both_gradients_at_the_heads_input_and_none_elsewhere(make, rows):
+def test_gives_both_norms_at_the_heads_input_and_no_gradient_elsewhere(make, rows):
     model = make()
     head_input, features, outputs, labels = forward(model, rows(6))
-    matching = features.square().sum()
-    task_gradient, matching_gradient = feature_gradients(
-        outputs.loss, matching, head_input, features, outputs, labels, model, scale=4.0
-    )
+    norms = feature_norms(outputs.loss, features.square().sum(), head_input, outputs, labels, model, scale=4.0)
     logits = outputs.logits.detach().requires_grad_()
     (at_logits,) = torch.autograd.grad(4 * nn.functional.cross_entropy(logits, labels), logits)
-    expected = (at_logits @ head_input.head.weight).norm()
-    torch.testing.assert_close(task_gradient.norm(), expected)
-    torch.testing.assert_close(matching_gradient.norm(), (8 * features).norm())
+    expected = torch.stack([at_logits @ head_input.head.weight, 8 * features]).square().sum((1, 2))
+    torch.testing.assert_close(norms, expected)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_half_precision_norms_do_not_overflow():
+    rows = torch.tensor([300.0, 400.0], dtype=torch.float16, requires_grad=True)
+    assert squared_norm((rows * rows.detach()).sum(), [rows]) == 250000
 
 
 def cut(outputs):
@@ -38,28 +39,28 @@ def cut(outputs):
     return {"loss": outputs["loss"].detach().requires_grad_(), "logits": outputs["logits"].detach().requires_grad_()}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_out_of_reach_the_gradient_comes_from_the_logits(ranks):
+@pytest.mark.parametrize(("ranks", "scale"), [(1, 1.0), (2, 1.0), (1, 8.0)])
+def test_out_of_reach_the_gradient_comes_from_the_logits(ranks, scale):
     model = tiny.bert(0.0)
-    head_input, features, outputs, labels = forward(model, tiny.texts(6))
-    (expected,) = torch.autograd.grad(ranks * outputs.loss, head_input.full, retain_graph=True)
+    head_input, _, outputs, labels = forward(model, tiny.texts(6))
+    expected = squared_norm(scale * ranks * outputs.loss, head_input.inputs)
     compiled = cut(outputs)
-    gradient, _ = feature_gradients(
-        ranks * compiled["loss"], features.sum(), head_input, features, compiled, labels, model
-    )
-    torch.testing.assert_close(gradient, expected)
+    norm = task_squared_norm(ranks * compiled["loss"], head_input, compiled, labels, model, scale)
+    torch.testing.assert_close(norm, expected)
 
 
 def test_a_loss_of_the_models_own_out_of_reach_is_an_error():
     model = tiny.bert(0.0)
-    head_input, features, outputs, labels = forward(model, tiny.texts(6))
+    head_input, _, outputs, labels = forward(model, tiny.texts(6))
     compiled = cut(outputs)
     with pytest.raises(TaskGradientError, match=r"BertForSequenceClassification.*matching_max_grad_ratio=None"):
-        feature_gradients(1.37 * compiled["loss"], features.sum(), head_input, features, compiled, labels, model)
+        task_squared_norm(1.37 * compiled["loss"], head_input, compiled, labels, model)
 
 
 def test_frozen_features_have_no_gradient():
     model = tiny.bert()
     model.bert.requires_grad_(False)
+    model.classifier.requires_grad_(True)
     head_input, features, outputs, labels = forward(model, tiny.texts(6))
-    assert feature_gradients(outputs.loss, features.sum(), head_input, features, outputs, labels, model) == (None, None)
+    norms = feature_norms(outputs.loss, features.sum(), head_input, outputs, labels, model, 1.0)
+    assert norms.tolist() == [0, 0]

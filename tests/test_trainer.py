@@ -67,8 +67,9 @@ def test_switched_off_it_is_trainer_bit_for_bit(tmp_path, off, model, rows):
 def test_eval_loss_is_the_task_loss_and_leaves_the_logs_alone(tmp_path):
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), eval_strategy="steps", eval_steps=1, logging_steps=2)
     run.train()
-    plain = tiny.trainer(tmp_path, run.model, tiny.texts(), Trainer)
-    assert run.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    plain = tiny.trainer(tmp_path, run.model, tiny.texts(), Trainer).evaluate()["eval_loss"]
+    assert logs_of(run, "eval_loss")[-1] == plain  # evaluated while training
+    assert run.evaluate()["eval_loss"] == plain
     assert len(logs_of(run, "task_loss")) == 2
     assert not any("matching_loss" in entry for entry in run.state.log_history if "eval_loss" in entry)
 
@@ -176,6 +177,19 @@ def test_accumulation_takes_the_mean_over_micro_batches(tmp_path, model_class, c
     assert_equal_gradients(ours, expected)
     log = run.state.log_history[0]
     assert log["loss"] == pytest.approx(log["task_loss"] + log["matching_weight"] * log["matching_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("model_class", [tiny.Mlp, tiny.CountingMlp])
+@pytest.mark.parametrize("cap", [None, 0.1])
+def test_a_whole_optimizer_step_is_matched_as_one_batch(tmp_path, model_class, cap):
+    torch.manual_seed(0)
+    model, rows = model_class(), tiny.vectors(24)
+    expected, one = one_step(tmp_path, copy.deepcopy(model), rows, **sequential(cap))
+    step = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 3, "matching_scope": "optimizer_step"}
+    ours, run = one_step(tmp_path, model, rows, **step, **sequential(cap))
+    assert_equal_gradients(ours, expected)
+    for key in ("loss", "task_loss", "matching_loss", "matching_weight"):
+        assert run.state.log_history[0][key] == pytest.approx(one.state.log_history[0][key], rel=1e-4), key
 
 
 def sequential(cap):
