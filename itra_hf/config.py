@@ -9,6 +9,7 @@ from itra_hf.losses import LOSSES
 
 MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
+POOLINGS = ("auto", "first", "last", "mean")
 SCOPES = ("micro_batch", "optimizer_step")
 
 
@@ -52,6 +53,12 @@ class MatchingArguments:
     pairing: Literal["class", "random"] = field(
         default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
     )
+    feature_layer: str = field(
+        default="head", metadata=_help("'head', the classifier's input, or the index of a hidden state.")
+    )
+    feature_pooling: Literal["auto", "first", "last", "mean"] = field(
+        default="auto", metadata=_help("How a hidden state becomes one row per example; 'auto' is the mean.")
+    )
     gather_features: bool = field(
         default=True, metadata=_help("Match the features of all ranks, not of each rank apart.")
     )
@@ -68,10 +75,19 @@ class MatchingArguments:
     )
 
     def __post_init__(self) -> None:
-        choices = {"matching": MATCHING_FORMS, "pairing": PAIRINGS, "matching_scope": SCOPES}
+        choices = {
+            "matching": MATCHING_FORMS,
+            "pairing": PAIRINGS,
+            "matching_scope": SCOPES,
+            "feature_pooling": POOLINGS,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        if self.feature_layer != "head" and not str(self.feature_layer).removeprefix("-").isdecimal():
+            raise ValueError(
+                f"feature_layer={self.feature_layer!r} must be 'head' or the index of a hidden state, such as -1"
+            )
         if not 0 <= self.matching_weight < float("inf"):
             raise ValueError(
                 f"matching_weight={self.matching_weight} must be finite and at least 0; 0 switches the matching off"
@@ -104,6 +120,10 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
             the same classes; `"random"` leaves the order to Trainer.
+        feature_layer: `"head"` (default) is the input of the classifier; an index takes that hidden state, 0 being the
+            embeddings and -1 the last.
+        feature_pooling: how a hidden state becomes one row per example: `"first"`, `"last"` or `"mean"` over the
+            attended tokens; `"auto"` (default) is the mean. The head's input needs no pooling.
         gather_features: match the features of all ranks (default), or of each rank apart.
         matching_scope: under gradient accumulation, match within each `"micro_batch"` (default) or across the whole
             `"optimizer_step"`, as if it were one batch: about a third more time, the memory of one micro-batch.

@@ -8,14 +8,13 @@ an input have it once, and the map `(W1 + W2) / 2`.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import combinations
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
+
+from itra_hf.reader import FeatureReader, attended, masked_mean, probing
 
 
 class HeadNotFoundError(ValueError):
@@ -52,7 +51,7 @@ def logits_of(outputs: Any) -> Tensor | None:
     return next((entry for entry in entries if isinstance(entry, Tensor) and entry.ndim >= 2), None)
 
 
-class HeadInput:
+class HeadInput(FeatureReader):
     """Reads the input of a model's classification head, one row per example.
 
     Args:
@@ -80,10 +79,8 @@ class HeadInput:
 
     def __init__(self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str) -> None:
         self.heads = head if isinstance(head, tuple) else (head,)
+        super().__init__(self.heads)
         self.pooling = pooling
-        self.loss_is_known = False
-        self._calls: dict[int, tuple[Tensor, Tensor]] = {}
-        self._handles: list[RemovableHandle] = []
 
     @classmethod
     def find(cls, model: nn.Module, inputs: Mapping[str, Any]) -> Self:
@@ -99,7 +96,7 @@ class HeadInput:
 
         handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
         try:
-            with _probing(model):
+            with probing(model):
                 logits = logits_of(model(**inputs))
         finally:
             for handle in handles:
@@ -132,7 +129,7 @@ class HeadInput:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """What the heads were given in the last forward pass, each tensor once: one, or one for each of two heads."""
-        return tuple({id(full): full for full, _ in self._calls.values()}.values())
+        return tuple({id(args[0]): args[0] for args, _ in self._calls.values()}.values())
 
     @property
     def full(self) -> Tensor | None:
@@ -141,40 +138,13 @@ class HeadInput:
         return torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0] if inputs else None
 
     @contextmanager
-    def attached(self) -> Iterator[Self]:
-        """Read every forward pass within this context, and leave no hook behind."""
-        self.attach()
-        try:
-            yield self
-        finally:
-            self.detach()
-
-    def attach(self) -> None:
-        """Put the hook on the head, once."""
-        if not self._handles:
-            hooks = [partial(self._read, index) for index in range(len(self.heads))]
-            self._handles = [head.register_forward_hook(hook) for head, hook in zip(self.heads, hooks, strict=True)]
-
-    def detach(self) -> None:
-        """Take the hook off the head."""
-        while self._handles:
-            self._handles.pop().remove()
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the last forward pass."""
-        self._calls.clear()
-
-    def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._calls[index] = (args[0], output)
-
-    @contextmanager
     def cut(self) -> Iterator[None]:
         """Within this context, under `torch.no_grad`, the graph begins at the head's input: body without, head with."""
+        leaves: dict[int, Tensor] = {}  # heads that share an input keep sharing it
 
         def begin(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             torch.set_grad_enabled(True)
-            return (args[0].detach().requires_grad_(), *args[1:])
+            return (leaves.setdefault(id(args[0]), args[0].detach().requires_grad_()), *args[1:])
 
         handles = [head.register_forward_pre_hook(begin) for head in self.heads]
         try:
@@ -204,7 +174,7 @@ class HeadInput:
             return full
         tokens = full.flatten(1, -2)
         if self.pooling == "mean":
-            return _masked_mean(tokens, attention_mask)
+            return masked_mean(tokens, attention_mask)
         position = _picked_position(self._calls[0][1].flatten(1, -2), logits, attention_mask)
         return tokens[torch.arange(len(tokens), device=tokens.device), position]
 
@@ -223,25 +193,10 @@ def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> 
     head_input: HeadInput | None = None
     for batch in batches:
         head_input = head_input or HeadInput.find(model, batch)
-        with head_input.attached(), _probing(model):
+        with head_input.attached(), probing(model):
             outputs = model(**batch)
             rows.append(head_input.rows(outputs, batch.get("attention_mask")).float().cpu())
     return torch.cat(rows)
-
-
-@contextmanager
-def _probing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; every module's mode and the random state are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
@@ -253,7 +208,7 @@ def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
     output = output.flatten(1, -2)
     if (output == logits[:, None]).all(-1).any(1).all():
         return "picked"
-    return "mean" if _close(_masked_mean(output, mask), logits) else None
+    return "mean" if _close(masked_mean(output, mask), logits) else None
 
 
 def _close(average: Tensor, logits: Tensor) -> bool:
@@ -265,18 +220,6 @@ def _close(average: Tensor, logits: Tensor) -> bool:
 def _picked_position(output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """The token whose head output became the logits, `[rows]`; of several the last one that is attended."""
     distance = (output - logits[:, None]).abs().amax(-1)
-    matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask))
+    matches = (distance == distance.amin(1, keepdim=True)) * (1 + attended(output, mask))
     tokens = matches.shape[1]
     return (matches * tokens + torch.arange(tokens, device=matches.device)).argmax(1)
-
-
-def _masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    weights = _attended(tokens, mask)[..., None]
-    return (tokens * weights).sum(1) / weights.sum(1)
-
-
-def _attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The attention mask, `[rows, tokens]`; tokens that the model put before the text (a prompt) count as attended."""
-    if mask is None or mask.ndim != 2:
-        return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-    return functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itra_hf.gradients import squared_norm, task_squared_norm
+from itra_hf.gradients import task_squared_norm
 from itra_hf.matching import Matching
 
 ForwardPass = Callable[[Any], tuple[Tensor, Any, Tensor, Tensor | None]]
@@ -90,13 +90,14 @@ def cache_gradients(
     features: list[Tensor] = []
     all_labels: list[Tensor] = []
     random_states: list[RandomState] = []
-    task_norm = torch.zeros((), device=device)
+    task_norm, spreads = torch.zeros((), device=device), []
     for micro_batch in micro_batches:
         random_states.append(RandomState.capture(device))
-        with matching.head_input.cut():
+        with matching.features.cut():
             task_loss, outputs, rows, labels = forward(micro_batch)
-            if ramped > 0 and matching.args.matching_max_grad_ratio is not None:
-                task_norm += task_squared_norm(task_loss, matching.head_input, outputs, labels, model, scale)
+            if matching.is_capped(ramped):
+                task_norm += task_squared_norm(task_loss, matching.features, outputs, labels, model, scale)
+                spreads.append(_spread(rows, matching.features.inputs))
         features.append(rows.detach())
         if labels is not None:
             all_labels.append(labels)
@@ -106,16 +107,20 @@ def cache_gradients(
     rows = torch.cat(features)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32)).requires_grad_()
     matching_loss = matching.match(rows, torch.cat(all_labels) if all_labels else None)
-    weight = matching.weight(ramped, lambda: torch.stack([task_norm, _norm(scale * matching_loss, rows)]), rows)
-    gradient = _gradient(weight * matching_loss, rows)
-    return CachedStep(
-        matching_loss.detach(), weight, list(gradient.split([len(part) for part in features])), random_states
-    )
+    gradient = _gradient(matching_loss, rows)
+
+    def squared_norms() -> Tensor:
+        return torch.stack([task_norm, (torch.cat(spreads) * gradient.square().sum(1)).sum() * scale**2])
+
+    weight = matching.weight(ramped, squared_norms, rows)
+    gradients = list((weight * gradient).split([len(part) for part in features]))
+    return CachedStep(matching_loss.detach(), weight, gradients, random_states)
 
 
-def _norm(loss: Tensor, rows: Tensor) -> Tensor:
-    norm = squared_norm(loss, [rows])
-    return rows.new_zeros(()) if norm is None else norm
+def _spread(rows: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """How the squared norm of a row's gradient changes on the way to the full input: 1, or `1 / tokens` for a mean."""
+    gradients = torch.autograd.grad(rows.sum(), list(inputs), retain_graph=True)
+    return torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0) / rows.shape[1]
 
 
 def _gradient(loss: Tensor, rows: Tensor) -> Tensor:

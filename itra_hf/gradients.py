@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from itra_hf.features import HeadInput, logits_of
+from itra_hf.reader import FeatureReader
 
 
 class TaskGradientError(RuntimeError):
@@ -30,7 +31,7 @@ def squared_norm(loss: Tensor, at: Sequence[Tensor]) -> Tensor | None:
 
 def task_squared_norm(
     task_loss: Tensor,
-    head_input: HeadInput,
+    features: FeatureReader,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
@@ -45,7 +46,7 @@ def task_squared_norm(
 
     Args:
         task_loss: scalar, as it enters the backward pass.
-        head_input: holds the head's input of this forward pass.
+        features: hold what they read of this forward pass.
         outputs: what the model returned.
         labels: of the batch.
         model: the model, unwrapped.
@@ -54,23 +55,28 @@ def task_squared_norm(
     Raises:
         TaskGradientError: if the gradient is out of reach.
     """
-    norm = squared_norm(scale * task_loss, head_input.inputs)
+    norm = squared_norm(scale * task_loss, features.inputs)
     if norm is not None:
         return norm
+    if not isinstance(features, HeadInput):
+        raise TaskGradientError(
+            "the task's gradient at a hidden state lies inside a compiled graph, so the cap on the matching's gradient "
+            "cannot be kept; take feature_layer='head', or set torch_compile=False or matching_max_grad_ratio=None"
+        )
     logits = logits_of(outputs)
     at_logits = None
     if logits is not None and logits.requires_grad and task_loss.requires_grad:
         (at_logits,) = torch.autograd.grad(task_loss, logits, retain_graph=True, allow_unused=True)
     if at_logits is None:
-        at_logits = _gradient_of_known_loss(task_loss, head_input, logits, labels, model)
-    weight = head_input.weight.detach()
+        at_logits = _gradient_of_known_loss(task_loss, features, logits, labels, model)
+    weight = features.weight.detach()
     return _squares(at_logits.to(weight.dtype) @ weight) * scale**2
 
 
 def feature_norms(
     task_loss: Tensor,
     matching_loss: Tensor,
-    head_input: HeadInput,
+    features: FeatureReader,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
@@ -81,10 +87,10 @@ def feature_norms(
     The arguments are those of `task_squared_norm`. Both are 0 where the matching moves nothing: the features are
     frozen, or its loss does not depend on them.
     """
-    matching = squared_norm(scale * matching_loss, head_input.inputs)
+    matching = squared_norm(scale * matching_loss, features.inputs)
     if matching is None:
         return torch.zeros(2, device=task_loss.device)
-    return torch.stack([task_squared_norm(task_loss, head_input, outputs, labels, model, scale), matching])
+    return torch.stack([task_squared_norm(task_loss, features, outputs, labels, model, scale), matching])
 
 
 def _squares(gradient: Tensor) -> Tensor:
@@ -92,7 +98,7 @@ def _squares(gradient: Tensor) -> Tensor:
 
 
 def _gradient_of_known_loss(
-    task_loss: Tensor, head_input: HeadInput, logits: Tensor | None, labels: Tensor | None, model: nn.Module
+    task_loss: Tensor, features: FeatureReader, logits: Tensor | None, labels: Tensor | None, model: nn.Module
 ) -> Tensor:
     """The gradient at the logits of the loss that transformers takes of them, scaled as the task's loss is."""
     config = getattr(model, "config", None)
@@ -101,9 +107,9 @@ def _gradient_of_known_loss(
             logits = logits.detach().requires_grad_()
             again = ForSequenceClassificationLoss(labels, logits, config)
         factor = torch.where(again == 0, 1.0, task_loss.detach() / again.detach())
-        if not head_input.loss_is_known:
-            head_input.loss_is_known = bool((factor - factor.round().clamp(min=1)).abs() < 0.01 * factor)
-        if head_input.loss_is_known:
+        if not features.loss_is_known:
+            features.loss_is_known = bool((factor - factor.round().clamp(min=1)).abs() < 0.01 * factor)
+        if features.loss_is_known:
             return torch.autograd.grad(again, logits)[0] * factor
     raise TaskGradientError(
         f"{type(model).__name__} computes its loss inside a compiled graph in a way of its own, so the cap on the "

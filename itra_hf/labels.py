@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 LABEL_COLUMNS = ("labels", "label", "label_ids")
 
-LabelKind = Literal["classes", "vectors", "targets"]
+LabelKind = Literal["classes", "vectors", "targets", "tokens"]
 
 
 def label_kind(labels: Tensor, model: nn.Module) -> LabelKind:
@@ -21,14 +21,15 @@ def label_kind(labels: Tensor, model: nn.Module) -> LabelKind:
         model: the model; its config's `problem_type` and `num_labels` decide first.
 
     Returns:
-        `"targets"` for regression, `"classes"` for one integer a row, `"vectors"` for multi-label and soft labels.
+        `"targets"` for regression, `"classes"` for one integer a row, `"vectors"` for multi-label and soft labels,
+        `"tokens"` for integers by the token.
     """
     config = getattr(model, "config", None)
     if getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", None) == 1:
         return "targets"
-    if labels.ndim == 1 and not labels.is_floating_point():
-        return "classes"
-    return "vectors"
+    if labels.is_floating_point():
+        return "vectors"
+    return "classes" if labels.ndim == 1 else "tokens"
 
 
 def label_column(dataset: Any) -> np.ndarray | None:

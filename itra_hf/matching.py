@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import gather_rows, sum_over_ranks
-from itra_hf.features import HeadInput
 from itra_hf.guards import CollapseWatch, capped_weight
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
 from itra_hf.losses import LOSSES
 from itra_hf.pairing import split_pair
+from itra_hf.reader import FeatureReader
 
 if TYPE_CHECKING:
     from itra_hf.trainer import ITRATrainer
@@ -22,7 +22,7 @@ MatchingLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 LOGGED = ("task_loss", "matching_loss", "matching_weight")
 
-AUTO = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
+AUTO: dict[str | None, str] = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
 
 
 def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> MatchingLoss | None:
@@ -33,14 +33,14 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         kind: what the labels are; None where a batch holds none.
 
     Returns:
-        The loss, or None where `"auto"` finds no labels.
+        The loss, or None where `"auto"` finds no labels of whole rows.
 
     Raises:
         ValueError: where the form that was asked for does not fit the labels.
     """
     form: str = args.matching
     if form == "auto":
-        if kind is None:
+        if kind not in AUTO:
             return None
         form = AUTO[kind]
     if kind is None and form != "marginal":
@@ -48,10 +48,14 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
             f"matching={form!r} needs labels, and the batch holds none under the model's label name; "
             "add a label column, or take matching='marginal'"
         )
+    if kind == "tokens" and form != "marginal":
+        raise ValueError(
+            f"matching={form!r} needs one label per row, but the labels are one per token; take matching='marginal'"
+        )
     if form == "class_conditional" and kind != "classes":
         raise ValueError(
-            "matching='class_conditional' needs one integer class per row, but the labels are "
-            f"{'regression targets' if kind == 'targets' else 'vectors'}; take matching='joint' or 'marginal'"
+            f"matching='class_conditional' needs one integer class per row, but the labels are {kind}; "
+            "take matching='joint' or 'marginal'"
         )
     options: dict[str, Any] = {
         "bandwidth": args.bandwidth,
@@ -71,7 +75,7 @@ class Matching:
     Args:
         args: the options.
         loss: the matching loss.
-        head_input: the head's input of the model in training.
+        features: reads the features of the model in training.
         model: the model, unwrapped.
         device: of the model.
     """
@@ -80,11 +84,11 @@ class Matching:
         self,
         args: MatchingArguments,
         loss: MatchingLoss,
-        head_input: HeadInput,
+        features: FeatureReader,
         model: nn.Module,
         device: torch.device,
     ) -> None:
-        self.args, self.loss, self.head_input, self.model, self.device = args, loss, head_input, model, device
+        self.args, self.loss, self.features, self.model, self.device = args, loss, features, model, device
         self._watch = CollapseWatch()
         self._warned = False
         self._sums = torch.zeros(4, device=device)
@@ -100,6 +104,10 @@ class Matching:
             raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
         return loss
 
+    def is_capped(self, ramped: float) -> bool:
+        """Whether the cap has to be looked at in a step of this weight."""
+        return ramped > 0 and self.args.matching_max_grad_ratio is not None
+
     def weight(self, ramped: float, squared_norms: Callable[[], Tensor], like: Tensor) -> Tensor:
         """The weight of a step after the cap, a scalar on the device of `like`.
 
@@ -109,7 +117,7 @@ class Matching:
                 rank; called only where a cap is kept.
             like: any tensor of the step.
         """
-        if ramped == 0 or self.args.matching_max_grad_ratio is None:
+        if self.args.matching_max_grad_ratio is None or not self.is_capped(ramped):
             return like.new_tensor(ramped, dtype=torch.float32)
         return capped_weight(ramped, sum_over_ranks(squared_norms()), self.args.matching_max_grad_ratio)
 

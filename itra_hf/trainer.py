@@ -15,10 +15,12 @@ from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
 from itra_hf.gradients import feature_norms
 from itra_hf.guards import ramp
+from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
 from itra_hf.matching import Matching, MatchingLoss, check_setup, choose_matching_loss
 from itra_hf.model_card import add_itra_section
 from itra_hf.pairing import ClassPairedSampler
+from itra_hf.reader import FeatureReader
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +102,7 @@ class ITRATrainer(Trainer):
         self._micro_batch = 0
         if self.matching_is_on:
             check_setup(self, self.matching_args, self._network)
-            if not head_candidates(self._network):
+            if self.matching_args.feature_layer == "head" and not head_candidates(self._network):
                 self._refuse(f"{type(self.model).__name__} has no linear classification head")
 
     @property
@@ -132,7 +134,7 @@ class ITRATrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             if self._matching is not None:
-                self._matching.head_input.detach()
+                self._matching.features.detach()
                 self._matching = None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -164,7 +166,7 @@ class ITRATrainer(Trainer):
         micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
         task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
         matching_loss = matching.match(rows, labels)
-        weighed = (task_loss, matching_loss / divisor, matching.head_input, outputs, labels, self._network)
+        weighed = (task_loss, matching_loss / divisor, matching.features, outputs, labels, self._network)
         weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
         matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
         return task_loss + weight * matching_loss / divisor, outputs
@@ -196,9 +198,9 @@ class ITRATrainer(Trainer):
     ) -> tuple[Tensor, Any, Tensor, Tensor | None]:
         """Trainer's task loss, the model's outputs, the features `[rows, d]` and the labels."""
         labels, mask = self._labels(inputs), inputs.get("attention_mask")
-        matching.head_input.clear()
+        matching.features.clear()
         task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        return task_loss, outputs, matching.head_input.rows(outputs, mask), labels
+        return task_loss, outputs, matching.features.rows(outputs, mask), labels
 
     def _micro_batches_and_divisor(self, num_items_in_batch: Tensor | int | None) -> tuple[int, int]:
         """The micro-batches of this optimizer step, and by how many of them the matching loss is still to be divided.
@@ -232,14 +234,20 @@ class ITRATrainer(Trainer):
             loss = self.matching_loss or choose_matching_loss(self.matching_args, kind)
             try:
                 if loss is None:
-                    raise HeadNotFoundError("the batch holds no labels")
-                head_input = HeadInput.find(self._network, inputs)
+                    raise HeadNotFoundError("the batch holds no label for each row")
+                features = self._find_features(inputs)
             except HeadNotFoundError as error:
                 self._refuse(str(error))
                 return None
-            head_input.attach()
-            self._matching = Matching(self.matching_args, loss, head_input, self._network, self.args.device)
+            features.attach()
+            self._matching = Matching(self.matching_args, loss, features, self._network, self.args.device)
         return self._matching
+
+    def _find_features(self, inputs: Mapping[str, Any]) -> FeatureReader:
+        args = self.matching_args
+        if args.feature_layer == "head":
+            return HeadInput.find(self._network, inputs)
+        return HiddenState.find(self._network, inputs, int(args.feature_layer), args.feature_pooling)
 
     def _refuse(self, reason: str) -> None:
         """No matching for this model: an error where one was asked for, else one warning."""

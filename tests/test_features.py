@@ -27,7 +27,7 @@ def test_the_head_makes_the_logits_of_the_rows(name):
         features = head_input.rows(outputs, batch.get("attention_mask"))
     assert features.ndim == 2
     torch.testing.assert_close(head_input.head(features), outputs["logits"])
-    features.sum().backward()
+    features[:, 0].sum().backward()
     assert next(model.parameters()).grad.abs().sum() > 0
 
 
@@ -55,6 +55,19 @@ def test_finding_leaves_model_and_random_state_as_they_were():
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_that_draws_random_numbers_in_evaluation_leaves_the_state_alone():
+    class Noisy(tiny.Mlp):
+        def forward(self, x, labels=None):
+            return super().forward(x + torch.rand_like(x), labels)
+
+    state = torch.get_rng_state()
+    HeadInput.find(Noisy(), batch_of(tiny.vectors(4)))
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    Noisy()
+    assert torch.equal(after, torch.get_rng_state())
 
 
 def test_a_model_without_a_linear_head_is_refused_by_name():

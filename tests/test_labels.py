@@ -45,6 +45,10 @@ def test_reading_labels_runs_no_transform():
     assert label_column(dataset).tolist() == [1, 0]
 
 
+def test_labels_by_the_token_are_told_apart():
+    assert label_kind(torch.tensor([[0, 1, -100]]), tiny.bert()) == "tokens"
+
+
 def test_rows_without_a_class_have_no_class_column():
     bert = tiny.bert()
     for labels in ([0.5, 1.5], [[1, 0, 1], [0, 1, 1]], ["yes", "no"]):

@@ -39,6 +39,9 @@ def test_the_kernels_options_reach_the_loss(form):
 
 def test_without_labels_auto_has_no_loss_and_a_form_that_needs_them_says_so():
     assert choose_matching_loss(MatchingArguments(), None) is None
+    assert choose_matching_loss(MatchingArguments(), "tokens") is None
     for form in ("class_conditional", "joint"):
         with pytest.raises(ValueError, match=rf"matching='{form}'.*marginal"):
             choose_matching_loss(MatchingArguments(matching=form), None)
+        with pytest.raises(ValueError, match=rf"matching='{form}'.*per token"):
+            choose_matching_loss(MatchingArguments(matching=form), "tokens")

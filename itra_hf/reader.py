@@ -1,0 +1,97 @@
+"""What all features have in common: hooks that come and go, and forward passes that leave no trace."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+
+class FeatureReader(ABC):
+    """Reads features from a model's forward passes by hooks on some of its modules.
+
+    Args:
+        modules: those that are read.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = tuple(modules)
+        self.loss_is_known = False  # set once the task's gradient was seen to follow from the logits
+        self._calls: dict[int, tuple[tuple[Tensor, ...], Any]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors of the last forward pass that the features are made of, as they stand in the task's graph."""
+
+    @abstractmethod
+    def rows(self, outputs: Any, attention_mask: Tensor | None = None) -> Tensor:
+        """The features of the last forward pass, `[rows, d]`, with gradient."""
+
+    @abstractmethod
+    def cut(self) -> Any:
+        """A context without gradient, in which the graph of a forward pass begins at the features."""
+
+    @contextmanager
+    def attached(self) -> Iterator[Self]:
+        """Read every forward pass within this context, and leave no hook behind."""
+        self.attach()
+        try:
+            yield self
+        finally:
+            self.detach()
+
+    def attach(self) -> None:
+        """Put the hooks on, once."""
+        if not self._handles:
+            hooks = [partial(self._read, index) for index in range(len(self.modules))]
+            self._handles = [
+                module.register_forward_hook(hook) for module, hook in zip(self.modules, hooks, strict=True)
+            ]
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last forward pass."""
+        self._calls.clear()
+
+    def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        self._calls[index] = (args, output)
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; every module's mode and the random state are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over the attended tokens of `[rows, tokens, d]`."""
+    weights = attended(tokens, mask)[..., None]
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The attention mask, `[rows, tokens]`; tokens that the model put before the text (a prompt) count as attended."""
+    if mask is None or mask.ndim != 2:
+        return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    return functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)

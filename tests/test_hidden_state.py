@@ -1,0 +1,92 @@
+"""What a hidden state as features promises."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from itra_hf.features import HeadNotFoundError
+from itra_hf.hidden_state import HiddenState
+
+MODELS = {"bert": (tiny.bert, tiny.texts), "gpt2": (tiny.gpt2, tiny.texts), "vit": (tiny.vit, tiny.images)}
+MODELS |= {"resnet": (tiny.resnet, tiny.images)}
+
+
+def batch_of(rows):
+    return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+
+
+def pooled(state, pooling, mask):
+    if state.ndim == 4:
+        return state.mean((2, 3))
+    rows = []
+    for tokens, attended in zip(state, torch.ones(state.shape[:2]) if mask is None else mask, strict=True):
+        kept = tokens[attended.bool()]
+        rows.append({"first": kept[0], "last": kept[-1], "mean": kept.mean(0)}[pooling])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layer", [0, 1, -1])
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_reads_the_hidden_state_that_transformers_returns(name, layer, pooling):
+    make, rows = MODELS[name]
+    model, batch = make().eval(), batch_of(rows(4))
+    mask = batch.get("attention_mask")
+    if mask is not None:
+        mask[0, :2] = 0  # padding on the left
+        mask[1, -2:] = 0  # and on the right
+    features = HiddenState.find(model, batch, layer, pooling)
+    with features.attached():
+        outputs = model(**batch, output_hidden_states=True)
+        ours = features.rows(outputs, mask)
+    torch.testing.assert_close(ours, pooled(outputs.hidden_states[layer], pooling, mask))
+    assert features._read not in {
+        getattr(hook, "func", None) for m in model.modules() for hook in m._forward_hooks.values()
+    }
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trains_with_a_hidden_state_and_gradient_checkpointing(tmp_path, checkpointing):
+    torch.manual_seed(0)
+    start, logs = tiny.bert(0.0), []
+    for on in (False, checkpointing):
+        options = {"feature_layer": 1, "gradient_checkpointing": on, "logging_steps": 1, "learning_rate": 1e-2}
+        run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), **options)
+        run.train()
+        logs.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5)
+
+
+def test_a_whole_optimizer_step_is_matched_at_a_hidden_state(tmp_path):
+    torch.manual_seed(0)
+    start, weights = tiny.vit(), []
+    for options in (
+        {"per_device_train_batch_size": 24},
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 3, "matching_scope": "optimizer_step"},
+    ):
+        more = {"optim": "sgd", "learning_rate": 1e-2, "matching_warmup_ratio": 0.0, "max_grad_norm": 0.0}
+        model = copy.deepcopy(start)
+        model.accepts_loss_kwargs = False  # Trainer then takes the mean over micro-batches, as one batch does
+        run = tiny.trainer(
+            tmp_path, model, tiny.images(24), feature_layer=1, train_sampling_strategy="sequential", **options, **more
+        )
+        run.train()
+        weights.append(tiny.weights(run.model))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_index_out_of_range_is_named_with_the_range(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), feature_layer=5, matching="marginal")
+    with pytest.raises(HeadNotFoundError, match=r"3 hidden states.*feature_layer=5.*from -3 to 2"):
+        run.train()
+
+
+def test_a_language_model_can_match_a_hidden_state(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny.texts()]
+    run = tiny.trainer(tmp_path, model, rows, feature_layer=-1, matching="marginal")
+    run.train()
+    assert run.state.log_history[-2]["matching_loss"] > 0
