@@ -4,6 +4,8 @@ The head is the last linear layer called in a forward pass whose output explains
 matter, and neither does the order in which modules are defined. Where the logits are the average of two heads, the
 features are both inputs side by side, for the average is one linear map of these, `[W1 / 2, W2 / 2]`; heads that share
 an input have it once, and the map `(W1 + W2) / 2`.
+
+The rule on dropout: where one stands before the head, the features are what the head is given, after the dropout.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -122,7 +124,7 @@ class HeadInput(FeatureReader):
 
     @property
     def weight(self) -> Tensor:
-        """The linear map from the rows of the last forward pass to the logits, `[labels, d]`."""
+        """The linear map from the last forward pass's rows to the logits, `[labels, d]`, without an adapter's part."""
         weights = torch.stack([head.weight for head in self.heads])
         return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
 
