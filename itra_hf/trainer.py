@@ -224,7 +224,7 @@ class ITRATrainer(Trainer):
         return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.args.device))
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        return inputs.get(self.label_names[0]) if self.label_names else None
+        return inputs.get(self.label_names[0] if self.label_names else "labels")
 
     def _begin_matching(self, inputs: Mapping[str, Any]) -> Matching | None:
         """What this run matches with, None if it does not; the first call finds the head and chooses the loss."""
@@ -245,6 +245,8 @@ class ITRATrainer(Trainer):
 
     def _find_features(self, inputs: Mapping[str, Any]) -> FeatureReader:
         args = self.matching_args
+        if self.label_smoother is not None or self.compute_loss_func is not None:  # Trainer keeps the labels itself then
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if args.feature_layer == "head":
             return HeadInput.find(self._network, inputs)
         return HiddenState.find(self._network, inputs, int(args.feature_layer), args.feature_pooling)

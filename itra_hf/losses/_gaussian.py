@@ -3,13 +3,13 @@
 With Z = [source; target], N rows, and W the coefficients of the pairs (see `_pairs`):
 
     MMD^2   = sum_ij W_ij k(z_i, z_j)
-    k(a, b) = 1/k sum_q exp(-|a - b|^2 / (2^q bandwidth)),        q = -(k//2), ..., k//2
+    k(a, b) = 1/K sum_q exp(-|a - b|^2 / (2^q bandwidth)),        q = -(K//2), ..., K//2
 
-Let x = c z with c^2 = 2 / (2^(k//2) bandwidth), and E_ij = exp(x_i.x_j - |x_i|^2/2 - |x_j|^2/2),
+Let x = c z with c^2 = 2 / (2^(K//2) bandwidth), and E_ij = exp(x_i.x_j - |x_i|^2/2 - |x_j|^2/2),
 the widest of the Gaussians. The others are its powers E^2, E^4, E^8, ..., by squaring. Then
 
-    k = 1/k sum_p E^(2^p),      S = W * sum_p 2^p E^(2^p),      p = 0, ..., k-1
-    dMMD^2/dz_i = 2c/k (sum_j S_ij x_j - x_i sum_j S_ij)
+    k(z_i, z_j) = 1/K sum_p E_ij^(2^p),      S_ij = W_ij sum_p 2^p E_ij^(2^p),      p = 0, ..., K-1
+    dMMD^2/dz_i = 2c/K (sum_j S_ij x_j - x_i sum_j S_ij)
 
 W and S are symmetric, so a tile (i, j) off the diagonal serves (j, i) too. The gradient is formed
 in the forward pass, so backward only scales it, and nothing N x N is ever held.
@@ -28,9 +28,7 @@ from itra_hf.losses._pairs import Pairs
 COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 
 
-def centre_and_scale(
-    z: Tensor, bandwidth: float | None, widest: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
+def centre_and_scale(z: Tensor, bandwidth: float | None, widest: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Return (x, -|x|^2 / 2 by row, c) with x = c (z - mean), c^2 = 2 / (widest bandwidth).
 
     `z` [N, d] is overwritten. With no bandwidth given it is the mean squared distance over all
@@ -40,7 +38,7 @@ def centre_and_scale(
     rows = z.shape[0]
     mean = z.mean(0)
     z -= mean
-    half = z.square().sum(1).mul_(-0.5)
+    half = torch.linalg.vector_norm(z, dim=1).square_().mul_(-0.5)  # holds no N x d square
     if bandwidth is not None:
         c = z.new_tensor(math.sqrt(2.0 / (widest * bandwidth)))
     else:
@@ -52,43 +50,54 @@ def centre_and_scale(
     return z.mul_(c), half.mul_(c * c), c
 
 
-def exponent(x: Tensor, half: Tensor, i: slice, j: slice) -> Tensor:
-    """Return -|x_i - x_j|^2 / 2 for a tile of rows: never above 0, exactly 0 on the diagonal."""
-    e = half[i, None] + half[j]
-    e.addmm_(x[i], x[j].T).clamp_(max=0.0)
-    return e.fill_diagonal_(0.0) if i == j else e
+def exponent(x: Tensor, half: Tensor, i: slice, j: slice, out: Tensor) -> Tensor:
+    """Write -|x_i - x_j|^2 / 2 for a tile of rows: never above 0, exactly 0 on the diagonal."""
+    torch.add(half[i, None], half[j], out=out)
+    out.addmm_(x[i], x[j].T).clamp_(max=0.0)
+    return out.fill_diagonal_(0.0) if i == j else out
 
 
-def _mixture(e: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return sum_p E^(2^p) and sum_p 2^p E^(2^p) for p < k. `e` is used up."""
-    if k == 1:
-        return e, e
-    kernel, slope = torch.addcmul(e, e, e), torch.addcmul(e, e, e, value=2.0)
+def _mixture(e: Tensor, kernel: Tensor, slope: Tensor, k: int) -> None:
+    """Write sum_p E^(2^p) to `kernel` and sum_p 2^p E^(2^p) to `slope`, p < k. Uses `e` up."""
+    torch.addcmul(e, e, e, out=kernel)
+    torch.addcmul(e, e, e, value=2.0, out=slope)
     for p in range(2, k):
         e.mul_(e)
         kernel.addcmul_(e, e)
         slope.addcmul_(e, e, value=2.0**p)
-    return kernel, slope
 
 
 def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, grad: Tensor | None) -> Tensor:
     """Return sum_ij W_ij sum_p E_ij^(2^p); add sum_j S_ij (x_j - x_i) to row i of `grad`."""
     value, rows = x.new_zeros(()), torch.zeros_like(half)
+    buffers = x.new_empty(4, 0, 0)  # one set for all tiles of a shape: fresh pages cost time
     for i, j in pairs.tiles:
-        kernel, slope = _mixture(exponent(x, half, i, j).exp_(), k)
-        w = pairs.coefficients(i, j)
-        value.add_(torch.dot(w.view(-1), kernel.view(-1)), alpha=1.0 if i == j else 2.0)
-        if grad is None:
-            continue
-        slope.mul_(w)
-        grad[i].addmm_(slope, x[j])
-        rows[i] += slope.sum(1)
-        if i != j:
-            grad[j].addmm_(slope.T, x[i])
-            rows[j] += slope.sum(0)
-    if grad is not None:
-        grad.addcmul_(x, rows[:, None], value=-1.0)
+        shape = (i.stop - i.start, j.stop - j.start)
+        if buffers.shape[1:] != shape:
+            buffers = x.new_empty(4, *shape)
+        e, w, kernel, slope = buffers.unbind()
+        exponent(x, half, i, j, out=e).exp_()
+        pairs.coefficients(i, j, out=w)
+        if k == 1:
+            kernel = slope = e
+        else:
+            _mixture(e, kernel, slope, k)
+            slope.mul_(w)
+        value.add_(kernel.mul_(w).sum(), alpha=1.0 if i == j else 2.0)
+        if grad is not None:
+            _add_slopes(slope, x, rows, grad, i, j)
     return value
+
+
+def _add_slopes(s: Tensor, x: Tensor, rows: Tensor, grad: Tensor, i: slice, j: slice) -> None:
+    """Add S x for the tile (i, j) and its mirror to `grad`. `rows` gathers the row sums of S."""
+    if i == j:  # the last tile of these rows: their sums go to the diagonal, -sum_j S_ij
+        s.fill_diagonal_(0.0).diagonal().sub_(s.sum(1).add_(rows[i]))
+    else:
+        rows[i].add_(s.sum(1))
+        rows[j].add_(s.sum(0))
+        grad[j].addmm_(s.T, x[i])
+    grad[i].addmm_(s, x[j])
 
 
 class _MMD(torch.autograd.Function):
@@ -102,7 +111,7 @@ class _MMD(torch.autograd.Function):
         k: int,
         with_grad: bool,
     ) -> Tensor:
-        ctx.sizes, ctx.dtypes = (len(source), len(target)), (source.dtype, target.dtype)
+        ctx.sizes = len(source), len(target)
         dtype = pairs.weight.dtype
         with torch.autocast(source.device.type, enabled=False):
             z = torch.cat([source.to(dtype), target.to(dtype)])
@@ -110,30 +119,23 @@ class _MMD(torch.autograd.Function):
             if pairs.order is not None:
                 x, half = x[pairs.order], half[pairs.order]
             grad = torch.zeros_like(x) if with_grad else None
-            value = _walk(x, half, pairs, k, grad) / k
+            value = _walk(x, half, pairs, k, grad).div_(k)
             if grad is not None:
-                grad.mul_(c * (2.0 / k))
                 if pairs.order is not None:
-                    del x
-                    grad = torch.zeros_like(z).index_copy_(0, pairs.order, grad)
-                ctx.save_for_backward(grad)
+                    grad = z.zero_().index_copy_(0, pairs.order, grad)
+                ctx.save_for_backward(grad, c.mul_(2.0 / k))
         return value
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the MMD losses have no second derivative: call backward without create_graph=True"
-            )
-        (grad,) = ctx.saved_tensors
-        parts = zip(grad.split(ctx.sizes), ctx.dtypes, ctx.needs_input_grad, strict=False)
-        source, target = ((g * scale).to(dtype) if need else None for g, dtype, need in parts)
-        return source, target, None, None, None, None
+            raise RuntimeError("the MMD losses have no second derivative: call backward without create_graph=True")
+        grad, c = ctx.saved_tensors
+        parts = zip(grad.split(ctx.sizes), ctx.needs_input_grad[:2], strict=True)
+        return *(g * (scale * c) if needed else None for g, needed in parts), None, None, None, None
 
 
-def mmd(
-    source: Tensor, target: Tensor, pairs: Pairs, bandwidth: float | None, num_bandwidths: int
-) -> Tensor:
+def mmd(source: Tensor, target: Tensor, pairs: Pairs, bandwidth: float | None, num_bandwidths: int) -> Tensor:
     """Return sum_ij W_ij k(z_i, z_j) over the rows of [source; target], with its gradient."""
     with_grad = torch.is_grad_enabled() and (source.requires_grad or target.requires_grad)
     out: Tensor = _MMD.apply(source, target, pairs, bandwidth, num_bandwidths, with_grad)

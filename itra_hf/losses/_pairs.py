@@ -5,13 +5,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Tile = tuple[slice, slice]
-ONE_TILE = 128  # up to so many rows, all pairs make one tile and the labels stay on their device
+
+
+class TileRows(NamedTuple):
+    """Rows of a tile. Up to `alone` rows all pairs make one tile, and no label goes to the host."""
+
+    alone: int
+    packed: int  # small classes share a tile of so many rows
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,8 @@ class Pairs:
     """The coefficients W_ij = w_i w_j l_ij of the pairs of R rows.
 
     weight: [R], 1/n for source rows and -1/m for target rows (or their like for each class).
-    tiles: pairs of row ranges i <= j; a pair of rows in no tile has the coefficient 0.
+    tiles: pairs of row ranges i <= j; a pair of rows in no tile has the coefficient 0. The tile
+        (i, i) is the last of the tiles that hold the rows i.
     order: [R], the rows of [source; target] that are meant; None means all, as they come.
     label_kernel: gives l_ij for a tile; None means 1.
     correction: [R], unbiased form only: n/(n-1) or m/(m-1), which turns the mean over all pairs
@@ -32,29 +40,31 @@ class Pairs:
     label_kernel: Callable[[slice, slice], Tensor] | None = None
     correction: Tensor | None = None
 
-    def coefficients(self, i: slice, j: slice) -> Tensor:
-        w = torch.outer(self.weight[i], self.weight[j])
+    def coefficients(self, i: slice, j: slice, out: Tensor) -> None:
+        """Write W for a tile. Two rows are of one side where their weights have one sign."""
+        torch.outer(self.weight[i], self.weight[j], out=out)
         if self.correction is not None:
-            w = torch.where(w > 0, w * self.correction[i, None], w)
+            out.copy_(torch.where(out > 0, out * self.correction[i, None], out))
             if i == j:
-                w.fill_diagonal_(0.0)
-        return w if self.label_kernel is None else w.mul_(self.label_kernel(i, j))
+                out.fill_diagonal_(0.0)
+        if self.label_kernel is not None:
+            out.mul_(self.label_kernel(i, j))
 
 
-def tile_rows(device: torch.device) -> tuple[int, int]:
-    """Return (rows of small classes packed into one tile, largest tile) for a device.
-
-    On a CPU a tile and its powers should stay in the cache; elsewhere few launches count.
-    """
-    return (64, 256) if device.type == "cpu" else (1024, 1024)
+def tile_rows(device: torch.device) -> TileRows:
+    """Return sizes that keep a tile and its powers in a CPU's cache; elsewhere, few launches."""
+    return TileRows(128, 64, 256) if device.type == "cpu" else TileRows(2048, 1024, 1024)
 
 
 def square(start: int, stop: int, size: int) -> list[Tile]:
-    """Cut rows start..stop into equal spans of at most `size`; return the span pairs i <= j."""
-    count = -(-(stop - start) // size)
-    cuts = [start + (stop - start) * c // count for c in range(count + 1)] if count else [start]
-    spans = [slice(a, b) for a, b in pairwise(cuts)]
-    return [(i, j) for a, i in enumerate(spans) for j in spans[a:]]
+    """Cut rows start..stop into even spans of at most `size`; return the span pairs i <= j.
+
+    A span meets itself after it has met all others.
+    """
+    count = max(-(-(stop - start) // size), 1)
+    step = max(-(-(stop - start) // count), 1)
+    spans = [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
+    return [(i, j) for a, i in enumerate(spans) for j in [*spans[a + 1 :], i]]
 
 
 def class_tiles(ends: list[int], pack: int, size: int) -> list[Tile]:
@@ -79,7 +89,7 @@ def class_tiles(ends: list[int], pack: int, size: int) -> list[Tile]:
 def tiles_by_class(label: Tensor) -> list[Tile]:
     """Return tiles for the sorted 1-D `label`. Reads the sizes of the classes on the host."""
     ends = label.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-    return class_tiles(ends, *tile_rows(label.device))
+    return class_tiles(ends, *tile_rows(label.device)[1:])
 
 
 def same_label(label: Tensor, like: Tensor) -> Callable[[slice, slice], Tensor]:
@@ -87,9 +97,7 @@ def same_label(label: Tensor, like: Tensor) -> Callable[[slice, slice], Tensor]:
     return lambda i, j: (label[i, None] == label[j]).to(like.dtype)
 
 
-def side_weights(
-    source: Tensor, target: Tensor, unbiased: bool
-) -> tuple[Tensor, Tensor | None]:
+def side_weights(source: Tensor, target: Tensor, unbiased: bool) -> tuple[Tensor, Tensor | None]:
     """Return (weight, correction) of all rows: 1/n, -1/m; zero where the estimate is undefined."""
     n, m = len(source), len(target)
     defined = min(n, m) >= (2 if unbiased else 1)
@@ -109,9 +117,7 @@ def compute_dtype(source: Tensor, target: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
 
 
-def check(
-    source: Tensor, target: Tensor, bandwidth: float | None, num_bandwidths: int
-) -> None:
+def check(source: Tensor, target: Tensor, bandwidth: float | None, num_bandwidths: int) -> None:
     """Raise ValueError unless source [n, d] and target [m, d] are floats and the rest is sound."""
     shapes = f"source {tuple(source.shape)} and target {tuple(target.shape)}"
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
@@ -121,9 +127,7 @@ def check(
     if bandwidth is not None and not 0.0 < bandwidth < float("inf"):
         raise ValueError(f"bandwidth must be None (the mean rule) or above 0, got {bandwidth!r}")
     if not isinstance(num_bandwidths, int) or num_bandwidths < 1 or num_bandwidths % 2 == 0:
-        raise ValueError(
-            f"num_bandwidths must be an odd positive int such as 1, 3 or 5, got {num_bandwidths!r}"
-        )
+        raise ValueError(f"num_bandwidths must be an odd positive int such as 1, 3 or 5, got {num_bandwidths!r}")
 
 
 def check_labels(source: Tensor, target: Tensor, source_y: Tensor, target_y: Tensor) -> None:

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from itra_hf.losses._gaussian import mmd
 from itra_hf.losses._pairs import (
-    ONE_TILE,
     Pairs,
     check,
     check_labels,
     compute_dtype,
     same_label,
     square,
+    tile_rows,
     tiles_by_class,
 )
 
@@ -88,11 +88,12 @@ def _class_pairs(source: Tensor, target: Tensor, label: Tensor, unbiased: bool) 
     counts = label.new_zeros(len(label), 2, dtype=dtype)
     counts.index_put_((index, side), counts.new_ones(()), accumulate=True)
     shared = counts.amin(1) >= (2 if unbiased else 1)
-    classes = shared.sum().clamp_(min=1)
+    classes = shared.sum().clamp_(min=1).to(dtype)
     own = counts[index, side]
     weight = shared[index] * (1 - 2 * side) / (own * classes.sqrt())
-    tiles = square(0, len(label), ONE_TILE)
-    if len(label) > ONE_TILE:
+    alone = tile_rows(label.device).alone
+    tiles = square(0, len(label), alone)
+    if len(label) > alone:
         rows = shared[index].nonzero().squeeze(1)
         index, order, own, weight = index[rows], order[rows], own[rows], weight[rows]
         tiles = tiles_by_class(index)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from itra_hf.losses._gaussian import centre_and_scale, exponent, mmd
 from itra_hf.losses._pairs import (
-    ONE_TILE,
     Pairs,
     check,
     check_labels,
@@ -87,8 +86,9 @@ def joint_mmd(
             f"{LABEL_KERNELS}, and 'delta' only with one label per row"
         )
     weight, correction = side_weights(source, target, unbiased)
-    order, tiles = None, square(0, len(label), tile_rows(label.device)[1])
-    if kind == "delta" and len(label) > ONE_TILE:
+    size = tile_rows(label.device)
+    order, tiles = None, square(0, len(label), size.largest)
+    if kind == "delta" and len(label) > size.alone:
         label, order = label.sort(stable=True)
         weight, correction = weight[order], None if correction is None else correction[order]
         tiles = tiles_by_class(label)
@@ -102,14 +102,17 @@ def _kernel_for(label: Tensor) -> str:
     return "gaussian" if label.is_floating_point() else "delta"
 
 
-def _label_kernel(
-    kind: str, label: Tensor, weight: Tensor
-) -> Callable[[slice, slice], Tensor]:
+def _label_kernel(kind: str, label: Tensor, weight: Tensor) -> Callable[[slice, slice], Tensor]:
     """Return l as a function of tiles, in the dtype of `weight`."""
     if kind == "delta":
         return same_label(label, weight)
-    y = label.to(weight.dtype, copy=True).reshape(len(label), -1)
+    y = label.to(weight.dtype, copy=True)
+    y = y if y.ndim == 2 else y[:, None]
     if kind == "linear":
         return lambda i, j: y[i] @ y[j].T
     y, half, _ = centre_and_scale(y, None)
-    return lambda i, j: exponent(y, half, i, j).exp_()
+
+    def gaussian(i: slice, j: slice) -> Tensor:
+        return exponent(y, half, i, j, out=y.new_empty(len(half[i]), len(half[j]))).exp_()
+
+    return gaussian
