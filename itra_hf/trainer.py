@@ -245,7 +245,7 @@ class ITRATrainer(Trainer):
 
     def _find_features(self, inputs: Mapping[str, Any]) -> FeatureReader:
         args = self.matching_args
-        if self.label_smoother is not None or self.compute_loss_func is not None:  # Trainer keeps the labels itself then
+        if self.label_smoother is not None or self.compute_loss_func is not None:  # then Trainer keeps the labels back
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if args.feature_layer == "head":
             return HeadInput.find(self._network, inputs)

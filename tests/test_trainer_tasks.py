@@ -102,7 +102,8 @@ def test_keeps_unused_columns_where_the_collator_needs_them(tmp_path):
 
 
 def test_searches_for_its_weight_with_optuna(tmp_path):
-    run = tiny.trainer(tmp_path, None, tiny.texts(), keywords={"model_init": lambda: tiny.bert()}, eval_strategy="steps")
+    keywords = {"model_init": lambda: tiny.bert()}
+    run = tiny.trainer(tmp_path, None, tiny.texts(), keywords=keywords, eval_strategy="steps")
     best = run.hyperparameter_search(
         hp_space=lambda trial: {"matching_weight": trial.suggest_categorical("matching_weight", [0.0, 2.0])},
         n_trials=2,
