@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format coverage bench-losses bench-sampler bench-step
+.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -16,6 +16,14 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[test]"
+	touch $@
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .

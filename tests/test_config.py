@@ -64,7 +64,8 @@ def test_reads_from_a_command_line(tmp_path):
     (args,) = parser.parse_args_into_dataclasses([*flags, "--gather_features", "false", "--bandwidth", "2.5"])
     assert (args.matching, args.matching_max_grad_ratio, args.gather_features) == ("joint", float("inf"), False)
     assert args.bandwidth == 2.5
-    assert "--matching_warmup_ratio" in parser.format_help()
+    own = HfArgumentParser(MatchingArguments)  # alone: a help string of transformers 5.2 itself holds a bare %
+    assert "--matching_warmup_ratio" in own.format_help()
 
 
 def test_survives_pickling_and_goes_into_json(tmp_path):

@@ -1,7 +1,7 @@
 """Tiny random models of every classification architecture of transformers, made from their config classes."""
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from inspect import signature
 from typing import Any
 
 import torch
@@ -78,20 +78,21 @@ def architectures() -> list[tuple[str, str, str]]:
 
 
 def small_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-    """The fields of a config class whose defaults are large, with small values."""
+    """The options of a config class whose defaults are large, with small values."""
     options: dict[str, Any] = {}
-    for field in fields(config_class):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if field.name in SMALLER and (default is None or isinstance(default, int)):
-            options[field.name] = min(default or 1000, SMALLER[field.name])
-        elif field.name in SMALLER and isinstance(default, (list, tuple)) and field.name == "image_size":
-            options[field.name] = [64, 64]
-        elif field.name in TOKEN_IDS:
-            options[field.name] = TOKEN_IDS[field.name]
-        elif field.name == "depths":
-            options[field.name] = [1] * len(default)
+    defaults = config_class()
+    for name in signature(config_class).parameters:
+        default = getattr(defaults, name, None)
+        if name in SMALLER and (default is None or isinstance(default, int)):
+            options[name] = min(default or 1000, SMALLER[name])
+        elif name in SMALLER and isinstance(default, (list, tuple)) and name == "image_size":
+            options[name] = [64, 64]
+        elif name in TOKEN_IDS:
+            options[name] = TOKEN_IDS[name]
+        elif name == "depths":
+            options[name] = [1] * len(default)
     for name in config_class.sub_configs:
-        part = getattr(config_class(), name)
+        part = getattr(defaults, name)
         if part is not None:
             options[name] = type(part)(**small_options(type(part)))
     return options | SPECIAL.get(config_class.model_type, {})
