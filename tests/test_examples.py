@@ -138,9 +138,9 @@ def bert(tmp_path_factory) -> Path:
     """A folder with a random BERT and a tokenizer that knows a dozen words."""
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", *CLASSES, "it", "is", "a", "very", "long", "text"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)  # noqa: S106
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
     BertForSequenceClassification(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
