@@ -7,8 +7,11 @@ from pathlib import Path
 
 import tiny
 import torch
-from torch import Tensor, distributed
+from accelerate import DistributedType, PartialState
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
+from itra_hf import ITRATrainer
 from itra_hf.distributed import gather_rows
 
 ROWS_PER_STEP = 16
@@ -20,15 +23,29 @@ def energy_distance(source: Tensor, target: Tensor, source_labels: Tensor, targe
     return ((source[:, None] - target[None]).square().sum(-1) * weight).mean()
 
 
+class ShardedTrainer(ITRATrainer):
+    """FSDP2 on the CPU: accelerate shards on accelerators only, so the ranks' processes pass for some."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
+
+def full_weights(model: nn.Module) -> Tensor:
+    """All parameters and buffers in one vector of float64, from all ranks where they are sharded."""
+    values = model.state_dict().values()
+    values = [value.full_tensor() if isinstance(value, DTensor) else value for value in values]
+    return torch.cat([value.double().flatten() for value in values])
+
+
 def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     torch.manual_seed(0)
-    model = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp}[changes.pop("model", "mlp")](
-        dropout=changes.pop("dropout", 0)
-    )
+    kind = changes.pop("model", "mlp")
+    model = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp, "bert": tiny.bert}[kind](dropout=changes.pop("dropout", 0))
     start, resume_at = copy.deepcopy(model), changes.pop("resume_at", None)
     if resume_at is not None:
         changes |= {"save_strategy": "steps", "save_steps": resume_at}
-    rows = tiny.vectors(changes.pop("rows", 64))
+    rows = (tiny.texts if kind == "bert" else tiny.vectors)(changes.pop("rows", 64))
     one_class_per_rank = changes.pop("one_class_per_rank", False)
     if one_class_per_rank:  # with a sequential order rank 0 gets the first half of each global batch
         rows = [row | {"labels": i % 16 // 8} for i, row in enumerate(rows)]
@@ -36,13 +53,15 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     per_device = changes.pop("rows_per_step", ROWS_PER_STEP) // world_size
     options = {"max_steps": 6, "logging_steps": 1, "per_device_train_batch_size": per_device, "learning_rate": 0.05}
     options |= {"optim": "sgd", "matching_warmup_ratio": 0.5, "matching_weight": 3.0} | changes
-    trainer = tiny.trainer(folder / name, model, rows, keywords=keywords, **options)
+    cls = ShardedTrainer if "fsdp" in changes else ITRATrainer
+    trainer = tiny.trainer(folder / name, model, rows, cls, keywords=keywords, **options)
     trainer.train()
-    result = {"weights": tiny.weights(trainer.model), "log": trainer.state.log_history}
+    result = {"weights": full_weights(trainer.model), "log": trainer.state.log_history}
+    result["sharded"] = all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     if resume_at is not None:
-        resumed = tiny.trainer(folder / name, start, rows, keywords=keywords, **options)
+        resumed = tiny.trainer(folder / name, start, rows, cls, keywords=keywords, **options)
         resumed.train(resume_from_checkpoint=str(folder / name / f"checkpoint-{resume_at}"))
-        result |= {"weights": tiny.weights(resumed.model), "uninterrupted": result["weights"]}
+        result |= {"weights": full_weights(resumed.model), "uninterrupted": result["weights"]}
     torch.save(result, folder / f"{name}-{world_size}-{trainer.args.process_index}.pt")
 
 

@@ -29,6 +29,19 @@ SCENARIOS = {
     "accumulation": {"rows_per_step": 8, "gradient_accumulation_steps": 2},
 }
 LOCAL = {"local": {"gather_features": False}}
+WHOLE = {
+    "micro_batch": {"model": "bert", "max_steps": 5, "rows_per_step": 8, "gradient_accumulation_steps": 2},
+    "step": {
+        "model": "bert",
+        "max_steps": 5,
+        "rows_per_step": 8,
+        "gradient_accumulation_steps": 2,
+        "matching_scope": "optimizer_step",
+    },
+}
+FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
+SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}
+SHARDED["sharded_resumed"] = SHARDED["sharded_step"] | {"dropout": 0.3, "resume_at": 2, "optim": "adamw_torch"}
 ODD = {"odd": {"rows": 45, "max_steps": 9}}
 
 
@@ -50,7 +63,7 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | ODD)
-    launch(folder, 2, SCENARIOS | ODD | LOCAL | RESUMED)
+    launch(folder, 2, SCENARIOS | ODD | LOCAL | RESUMED | WHOLE | SHARDED)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
@@ -71,6 +84,23 @@ def test_the_ranks_agree(results, name):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_resumed_within_an_epoch_ends_in_the_same_bits(results, rank):
     result = results("resumed", 2, rank)
+    assert torch.equal(result["weights"], result["uninterrupted"])
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_fsdp2_has_the_losses_of_ddp(results, name):
+    sharded, whole = results(f"sharded_{name}", 2), results(name, 2)
+    assert sharded["sharded"]
+    assert not whole["sharded"]
+    assert 0 < whole["log"][-2]["matching_weight"] < 2  # the cap is at work
+    for ours, theirs in zip(sharded["log"][:-1], whole["log"][:-1], strict=True):
+        for key in ("task_loss", "matching_loss", "matching_weight", "loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
+    torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sharded_run_resumed_ends_in_the_same_bits(results):
+    result = results("sharded_resumed", 2)
     assert torch.equal(result["weights"], result["uninterrupted"])
 
 
