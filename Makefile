@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format bench-losses
+.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -34,7 +34,16 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+coverage: install
+	$(BIN)/python benchmarks/coverage.py
+
 bench-losses: install
-	$(BIN)/pip install --quiet --constraint constraints.txt geomloss
+	$(BIN)/pip install --quiet --constraint constraints.txt geomloss tqdm torchmetrics
 	$(BIN)/pip install --quiet --no-deps pytorch-adapt pytorch-metric-learning
 	$(BIN)/python benchmarks/losses.py
+
+bench-sampler: install
+	$(BIN)/python benchmarks/sampler.py
+
+bench-step: install
+	$(BIN)/python benchmarks/step.py

@@ -24,15 +24,19 @@ def seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def measure(rows: int, classes: int) -> str:
+    """A row of the table."""
+    sampler = ClassPairedSampler(torch.randint(classes, (rows,)))
+    times = [(seconds(lambda: torch.randperm(rows)), seconds(sampler.order)) for _ in range(ROUNDS)]
+    plain, paired = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = statistics.median(ours / theirs for theirs, ours in times)
+    return f"| {rows:,} | {classes:,} | {plain:.4f} s | {paired:.4f} s | {ratio:.2f} |"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     lines = ["| rows | classes | torch.randperm | ClassPairedSampler | ratio |", "|---|---|---|---|---|"]
-    for rows, classes in SETTINGS:
-        sampler = ClassPairedSampler(torch.randint(classes, (rows,)))
-        times = [(seconds(lambda: torch.randperm(rows)), seconds(sampler.order)) for _ in range(ROUNDS)]
-        plain, paired = (statistics.median(column) for column in zip(*times, strict=True))
-        ratio = statistics.median(ours / theirs for theirs, ours in times)
-        lines.append(f"| {rows:,} | {classes:,} | {plain:.3f} s | {paired:.3f} s | {ratio:.2f} |")
+    lines += [measure(*setting) for setting in SETTINGS]
     text = f"Medians of {ROUNDS} rounds, torch {torch.__version__}, one thread. `python benchmarks/sampler.py`\n\n"
     text += "\n".join(lines)
     print(text)

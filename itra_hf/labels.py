@@ -33,14 +33,24 @@ def label_kind(labels: Tensor, model: nn.Module) -> LabelKind:
 
 
 def label_column(dataset: Any) -> np.ndarray | None:
-    """The labels of all rows of a `datasets.Dataset` or a list of examples; None where they cannot be read at once."""
+    """The labels of all rows of a `datasets.Dataset` or a list of examples.
+
+    None where they cannot be read at once, or where rows have unequal numbers of them.
+    """
     if isinstance(dataset, datasets.Dataset):
-        name = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
-        return None if name is None else np.asarray(dataset.with_format(None)[name][:])
-    if isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
-        name = next((name for name in LABEL_COLUMNS if name in dataset[0]), None)
-        return None if name is None else np.asarray([row[name] for row in dataset])
-    return None
+        names: Any = dataset.column_names
+    elif isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
+        names = dataset[0]
+    else:
+        return None
+    name = next((name for name in LABEL_COLUMNS if name in names), None)
+    if name is None:
+        return None
+    labels = dataset.with_format(None)[name][:] if isinstance(dataset, datasets.Dataset) else [r[name] for r in dataset]
+    try:
+        return np.asarray(labels)
+    except ValueError:
+        return None
 
 
 def class_column(dataset: Any, model: nn.Module) -> Tensor | None:

@@ -10,6 +10,8 @@ from itra_hf.config import MatchingArguments
 
 HEADING = "## In-Training Representation Alignment"
 
+NO_BASE_MODEL = "a fine-tuned version of [](https://huggingface.co/)"  # Trainer's words where a model has no name
+
 SECTION = Template(
     f"""{HEADING}
 
@@ -41,6 +43,6 @@ def add_itra_section(path: str | Path, args: MatchingArguments) -> None:
     tags = card.data.tags or []
     card.data.tags = [*tags, *({"itra"} - set(tags))]
     options = "\n".join(f"| {field.name} | {getattr(args, field.name)} |" for field in fields(MatchingArguments))
-    text = card.text.split(HEADING)[0].rstrip()
+    text = card.text.split(HEADING)[0].rstrip().replace(NO_BASE_MODEL, "trained from scratch")
     card.text = f"{text}\n\n{SECTION.substitute(options=options)}"
     card.save(path)

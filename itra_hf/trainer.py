@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
+from itra_hf.checkpoints import STATE, last_whole_checkpoint
 from itra_hf.config import MatchingArguments
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
@@ -128,10 +130,20 @@ class ITRATrainer(Trainer):
         """
         return class_column(train_dataset, self._network)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer.train` does; the hook on the head is gone afterwards, also after an exception."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does; the hook on the head is gone afterwards, also after an exception.
+
+        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir} holds no checkpoint that was written to its end; "
+                    "start again without resume_from_checkpoint"
+                )
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self._matching is not None:
                 self._matching.features.detach()
@@ -245,7 +257,7 @@ class ITRATrainer(Trainer):
 
     def _find_features(self, inputs: Mapping[str, Any]) -> FeatureReader:
         args = self.matching_args
-        if self.label_smoother is not None or self.compute_loss_func is not None:  # Trainer keeps the labels itself then
+        if self.label_smoother is not None or self.compute_loss_func is not None:  # then Trainer keeps the labels back
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if args.feature_layer == "head":
             return HeadInput.find(self._network, inputs)
@@ -269,6 +281,18 @@ class ITRATrainer(Trainer):
                     "matching_max_grad_ratio at their defaults."
                 )
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as Trainer does, in such an order that a checkpoint with `trainer_state.json` is whole."""
+        if self.args.should_save:  # a run may write a checkpoint anew, over one that was whole
+            folder = f"checkpoint-{self.state.global_step}"
+            Path(self._get_output_dir(trial=trial), folder, STATE).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # every rank has saved its part before the trainer's state is written
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write Trainer's model card, with a section on the matching."""

@@ -49,6 +49,12 @@ def test_labels_by_the_token_are_told_apart():
     assert label_kind(torch.tensor([[0, 1, -100]]), tiny.bert()) == "tokens"
 
 
+def test_unequal_numbers_of_labels_are_no_column():
+    rows = [{"labels": [0, 1]}, {"labels": [1]}]
+    for dataset in (rows, datasets.Dataset.from_list(rows)):
+        assert label_column(dataset) is None
+
+
 def test_rows_without_a_class_have_no_class_column():
     bert = tiny.bert()
     for labels in ([0.5, 1.5], [[1, 0, 1], [0, 1, 1]], ["yes", "no"]):

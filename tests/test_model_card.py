@@ -18,3 +18,5 @@ def test_the_card_names_the_options_and_is_tagged(tmp_path):
     assert {"itra", "text", "generated_from_trainer"} <= set(metadata_load(tmp_path / "README.md")["tags"])
     assert "10.1609/aaai.v37i7.26044" in card.text
     assert str(tmp_path) not in card.text
+    assert "](https://huggingface.co/)" not in card.text
+    assert "This model is trained from scratch" in card.text

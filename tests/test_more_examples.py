@@ -182,9 +182,9 @@ class TestLoraDecoder:
         rows = "".join(f"it is {'very ' * (i % 4)}{name},{name}\n" for i in range(20) for name in ("bad", "good"))
         (tmp_path / "data" / "train.csv").write_text("line,mood\n" + rows)
         words = {word: i for i, word in enumerate(["<end>", "it", "is", "very", "good", "bad"])}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))  # noqa: S106
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>")  # noqa: S106
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>")
         fast.save_pretrained(tmp_path / "model")
         tokens = {"vocab_size": len(words), "bos_token_id": None, "eos_token_id": 0}
         config = GPT2Config(n_embd=16, n_layer=1, n_head=2, **tokens)

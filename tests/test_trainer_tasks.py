@@ -7,7 +7,13 @@ import pytest
 import tiny
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
-from transformers import Trainer
+from tokenizers import Tokenizer, models
+from transformers import (
+    BertForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+)
 
 from itra_hf import ITRATrainer
 
@@ -102,7 +108,8 @@ def test_keeps_unused_columns_where_the_collator_needs_them(tmp_path):
 
 
 def test_searches_for_its_weight_with_optuna(tmp_path):
-    run = tiny.trainer(tmp_path, None, tiny.texts(), keywords={"model_init": lambda: tiny.bert()}, eval_strategy="steps")
+    keywords = {"model_init": lambda: tiny.bert()}
+    run = tiny.trainer(tmp_path, None, tiny.texts(), keywords=keywords, eval_strategy="steps")
     best = run.hyperparameter_search(
         hp_space=lambda trial: {"matching_weight": trial.suggest_categorical("matching_weight", [0.0, 2.0])},
         n_trials=2,
@@ -135,6 +142,24 @@ def test_regression_and_multi_label_reduce_their_matching_loss(tmp_path):
         run.train()
         assert_matched(run)
         assert logs_of(run, "task_loss")[-1] < logs_of(run, "task_loss")[0]
+
+
+def test_token_classification_trains_as_under_trainer_and_a_form_asked_for_is_refused(tmp_path):
+    rows = [{"input_ids": [5, 6, 7][: 2 + i % 2], "labels": [0, 1, 2][: 2 + i % 2]} for i in range(48)]
+    start, weights = BertForTokenClassification(tiny.bert().config), []
+    keywords = {"data_collator": DataCollatorForTokenClassification(tiny_tokenizer())}
+    for cls in (Trainer, ITRATrainer):
+        run = tiny.trainer(tmp_path, copy.deepcopy(start), rows, cls, keywords)
+        run.train()
+        weights.append(tiny.weights(run.model))
+    assert torch.equal(*weights)
+    with pytest.raises(ValueError, match=r"one label per row, but the labels are one per token"):
+        tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="class_conditional").train()
+
+
+def tiny_tokenizer():
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
 # ---- precision, checkpointing, compilation

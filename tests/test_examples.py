@@ -1,0 +1,293 @@
+"""The examples, run from beginning to end on tiny models and data, without the internet."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CLASSES = ["complaint", "praise", "question"]
+
+
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def cache_of_datasets(tmp_path, monkeypatch):
+    """What `load_dataset` caches stays in the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def images() -> ModuleType:
+    return load_example("image_classification")
+
+
+@pytest.fixture(scope="module")
+def texts() -> ModuleType:
+    return load_example("text_classification")
+
+
+@pytest.fixture
+def threads():
+    """The demo sets the number of threads; set it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+class TestImageClassification:
+    def test_demo_from_end_to_end(self, images, tmp_path, capsys):
+        flags = "--train_size 60 --max_steps 12 --logging_steps 6 --disable_tqdm True"
+        plain, itra = images.main([*flags.split(), "--output_dir", str(tmp_path)])
+        assert plain["features"].shape == itra["features"].shape == (1737, 64)
+        assert not np.array_equal(plain["features"], itra["features"])
+
+        loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+        assert loaded.config.id2label == {digit: str(digit) for digit in range(10)}
+        processor = AutoImageProcessor.from_pretrained(tmp_path)
+        scan = Image.fromarray(np.zeros((8, 8), np.uint8))
+        assert loaded(**processor(scan, return_tensors="pt")).logits.shape == (1, 10)
+        with Image.open(tmp_path / "features.png") as picture:
+            assert picture.width > picture.height > 400
+        assert "In-Training Representation Alignment" in (tmp_path / "README.md").read_text()
+
+        printed = capsys.readouterr().out
+        for row, name in ((plain, "Trainer"), (itra, "ITRATrainer")):
+            line = next(line.split() for line in printed.splitlines() if line.startswith(f"{name} ") and "%" in line)
+            assert line[1:4] == [f"{row['accuracy']:.2%}", f"{row['loss']:.4f}", f"{row['scatter']:.4f}"]
+        assert "One seed proves nothing" in printed
+
+    def test_weight_zero_is_trainer_so_both_start_alike(self, images, tmp_path):
+        flags = "--train_size 60 --max_steps 3 --matching_weight 0 --disable_tqdm True"
+        plain, itra = images.main([*flags.split(), "--output_dir", str(tmp_path)])
+        assert np.array_equal(plain["features"], itra["features"])
+
+    def test_a_model_that_changed_on_disk_is_noticed(self, images, tmp_path, monkeypatch):
+        def load_other(folder):
+            torch.manual_seed(1)
+            return ViTForImageClassification(AutoModelForImageClassification.from_pretrained(folder).config)
+
+        monkeypatch.setattr(images, "AutoModelForImageClassification", type("", (), {"from_pretrained": load_other}))
+        flags = "--train_size 60 --max_steps 12 --disable_tqdm True"
+        with pytest.raises(RuntimeError, match="but scored"):
+            images.main([*flags.split(), "--output_dir", str(tmp_path)])
+
+    @pytest.mark.parametrize("with_test", [True, False])
+    def test_own_folder_of_images_and_own_model(self, images, tmp_path, with_test):
+        rng = np.random.default_rng(0)
+        for split in ("train", "test"):
+            for shade, name in enumerate(("dark", "light")):
+                (tmp_path / split / name).mkdir(parents=True)
+                for number in range(10):
+                    pixels = rng.integers(128 * shade, 128 * shade + 128, (20, 20, 3)).astype(np.uint8)
+                    Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
+        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+        flags = ["--train_dir", str(tmp_path / "train"), "--model_name_or_path", str(tmp_path / "vit")]
+        flags += ["--test_dir", str(tmp_path / "test")] if with_test else []
+        _, itra = images.main([*flags, "--max_steps", "2", "--output_dir", str(tmp_path / "out")])
+        assert len(itra["labels"]) == (20 if with_test else 4)
+        config = AutoModelForImageClassification.from_pretrained(tmp_path / "out").config
+        assert config.id2label == {0: "dark", 1: "light"}
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--train_dir", "a", "--dataset_name", "b"], "both train_dir='a' and dataset_name='b'"),
+            (["--train_dir", "a"], "a needs a model; give --model_name_or_path"),
+            (["--model_name_or_path", "a"], "need --train_dir or --dataset_name"),
+        ],
+    )
+    def test_arguments_that_do_not_fit(self, images, flags, message):
+        with pytest.raises(ValueError, match=message):
+            images.main(flags)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    """A folder with a random BERT and a tokenizer that knows a dozen words."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", *CLASSES, "it", "is", "a", "very", "long", "text"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with `train.csv`, `dev.tsv` and `test.jsonl`, the last one without labels."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = [(f"it is a {'very ' * (i % 3)}{CLASSES[i % 3]}", CLASSES[i % 3]) for i in range(48)]
+    for name, delimiter in (("train.csv", ","), ("dev.tsv", "\t")):
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([("utterance", "intent"), *rows])
+    (folder / "test.jsonl").write_text("".join(json.dumps({"utterance": text}) + "\n" for text, _ in rows))
+    return folder
+
+
+@pytest.fixture
+def options(bert, data, tmp_path) -> dict:
+    return {
+        "model_name_or_path": str(bert),
+        "train_file": str(data / "train.csv"),
+        "validation_file": str(data / "dev.tsv"),
+        "text_column": "utterance",
+        "label_column": "intent",
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "learning_rate": 0.02,
+        "disable_tqdm": True,
+    }
+
+
+def flags(options: dict) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+class TestTextClassification:
+    def test_learns_and_saves_a_model_with_its_labels(self, texts, options):
+        scores = texts.main(flags(options | {"max_steps": 60}))
+        assert scores["eval_accuracy"] == scores["eval_macro_f1"] == 1
+        out = Path(options["output_dir"])
+        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+        logits = model(**tokenizer("it is a praise", return_tensors="pt")).logits
+        assert model.config.id2label[int(logits.argmax())] == "praise"
+        assert {"train_results.json", "eval_results.json", "trainer_state.json", "README.md"} <= names_in(out)
+
+    def test_lora_trains_adapters_and_head_alone(self, texts, options, bert):
+        out = Path(options["output_dir"])
+        lora = ["--use_lora", "--lora_r", "3", "--lora_target_modules", "query", "value"]
+        scores = texts.main([*flags(options | {"max_steps": 60, "eval_strategy": "no"}), *lora])
+        saved = load_file(out / "adapter_model.safetensors")
+        assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B", "classifier"}
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            out, config=AutoConfig.from_pretrained(out, subfolder="base_config"), ignore_mismatched_sizes=True
+        )
+        assert loaded.config.id2label == dict(enumerate(CLASSES))
+        old = BertForSequenceClassification.from_pretrained(bert)
+        assert torch.equal(loaded.bert.embeddings.word_embeddings.weight, old.bert.embeddings.word_embeddings.weight)
+        again = {name: options[name] for name in ("train_file", "validation_file", "text_column", "label_column")}
+        again |= {"model_name_or_path": str(out), "output_dir": str(out / "again")}
+        assert texts.main([*flags(again), "--do_eval"])["eval_loss"] == pytest.approx(scores["eval_loss"], rel=1e-4)
+
+    def test_yaml_stands_in_for_flags_and_flags_override_it(self, texts, options, tmp_path):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(options | {"matching": "marginal"}) + "weight_decay: 1e-3\n")
+        _, data_args, args = texts.parse([str(path), "--max_steps", "2"])
+        assert (args.matching, args.max_steps, args.weight_decay) == ("marginal", 2, 1e-3)
+        assert data_args.text_column == "utterance"
+        scores = texts.main([str(path), "--max_steps", "2"])
+        assert 0 <= scores["eval_accuracy"] <= 1
+
+    def test_yaml_with_an_unknown_name_is_refused(self, texts, tmp_path):
+        path = tmp_path / "config.yaml"
+        path.write_text("matching: none\nmatching_wieght: 2\n")
+        with pytest.raises(ValueError, match="sets matching_wieght, which is no argument"):
+            texts.main([str(path)])
+
+    def test_the_yaml_of_the_examples_is_valid(self, texts):
+        model_args, data_args, args = texts.parse([str(EXAMPLES / "text_classification.yaml")])
+        assert model_args.model_name_or_path
+        assert data_args.dataset_name
+        assert args.learning_rate == 1e-4
+
+    def test_predict_alone_writes_the_label_names(self, texts, options, data):
+        texts.main(flags(options | {"max_steps": 60}))
+        again = {name: options[name] for name in ("train_file", "text_column", "label_column", "output_dir")}
+        again |= {"model_name_or_path": options["output_dir"], "test_file": str(data / "test.jsonl")}
+        texts.main([*flags(again), "--do_predict"])
+        lines = (Path(options["output_dir"]) / "predict_results.txt").read_text().splitlines()
+        assert lines == ["index\tprediction", *(f"{i}\t{CLASSES[i % 3]}" for i in range(48))]
+
+    def test_resume_goes_on_where_the_checkpoint_ends(self, texts, options, monkeypatch):
+        steps = []
+
+        class CountingTrainer(texts.ITRATrainer):
+            def training_step(self, *args, **kwargs):
+                steps.append(self.state.global_step)
+                return super().training_step(*args, **kwargs)
+
+        monkeypatch.setattr(texts, "ITRATrainer", CountingTrainer)
+        words, out = flags(options | {"save_steps": 2}), Path(options["output_dir"])
+        texts.main(words)
+        whole = load_file(out / "model.safetensors")
+        texts.main([*words, "--resume_from_checkpoint", str(out / "checkpoint-2")])
+        resumed = load_file(out / "model.safetensors")
+        assert steps == [0, 1, 2, 3, 2, 3]
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    def test_few_shot_rows_are_balanced_and_seeded(self, texts, options):
+        _, data_args, _ = texts.parse([*flags(options), "--samples_per_class", "5"])
+        train = texts.load_splits(data_args)["train"]
+        chosen = texts.choose_rows(train, data_args, seed=0)
+        assert np.bincount(chosen["label"]).tolist() == [5, 5, 5]
+        assert chosen["text"][:] == texts.choose_rows(train, data_args, seed=0)["text"][:]
+        assert chosen["label"][:] != texts.choose_rows(train, data_args, seed=1)["label"][:]
+        data_args.max_train_samples = 7
+        assert len(texts.choose_rows(train, data_args, seed=0)) == 7
+
+    def test_number_labels_keep_their_order(self, texts, options, tmp_path):
+        path = tmp_path / "numbers.csv"
+        path.write_text("utterance,intent\n" + "".join(f"it is {i},{i}\n" for i in (2, 10, 1)))
+        _, data_args, _ = texts.parse(flags(options | {"train_file": path, "validation_file": path}))
+        train = texts.load_splits(data_args)["train"]
+        assert train.features["label"].names == ["1", "2", "10"]
+        assert train["label"][:] == [1, 2, 0]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"text_column": "sentence"}, "no column 'sentence' in the train data; it has utterance, intent"),
+            ({"label_column": "class"}, "no column 'class' in the train data; it has utterance, intent"),
+            ({"train_file": "rows.parquet"}, r"cannot read rows.parquet; give a file that ends in .csv, .tsv"),
+            ({"samples_per_class": 0}, "samples_per_class=0 must be at least 1"),
+            ({"dataset_name": "b"}, "give one of the two"),
+            ({"model_name_or_path": ""}, "give --model_name_or_path"),
+        ],
+    )
+    def test_arguments_that_do_not_fit(self, texts, options, changes, message):
+        with pytest.raises(ValueError, match=message):
+            texts.main(flags(options | changes))
+
+    def test_evaluation_without_data_names_the_flag(self, texts, options):
+        del options["validation_file"]
+        with pytest.raises(ValueError, match="give --validation_file"):
+            texts.main(flags(options))
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
