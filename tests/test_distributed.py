@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,17 @@ ODD = {"odd": {"rows": 45, "max_steps": 9}}
 RESUMED = {"resumed": {"resume_at": 5, "max_steps": 10, "dropout": 0.3}}
 
 
+def free_port() -> str:
+    """A port that nobody listens on; accelerate 1.4 cannot choose one itself, and hangs on port 0."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
 def launch(folder: Path, world_size: int, scenarios: dict) -> None:
     here = Path(__file__).parent
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
     script = [str(here / "ranks.py"), str(folder), str(world_size), json.dumps(scenarios)]
     command = [sys.executable, *(launcher if world_size > 1 else []), *script]
