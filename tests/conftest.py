@@ -4,9 +4,17 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import datasets
+import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("itra", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("itra")
+
+
+@pytest.fixture(autouse=True)
+def cache_of_datasets(tmp_path, monkeypatch):
+    """What `load_dataset` caches stays in the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,14 +1,13 @@
 """The examples, run from beginning to end on tiny models and data, without the internet."""
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
-import datasets
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from PIL import Image
@@ -28,31 +27,17 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSES = ["complaint", "praise", "question"]
-
-
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def cache_of_datasets(tmp_path, monkeypatch):
-    """What `load_dataset` caches stays in the test's folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
 def images() -> ModuleType:
-    return load_example("image_classification")
+    return tiny.load_example("image_classification")
 
 
 @pytest.fixture(scope="module")
 def texts() -> ModuleType:
-    return load_example("text_classification")
+    return tiny.load_example("text_classification")
 
 
 @pytest.fixture
@@ -220,7 +205,7 @@ class TestTextClassification:
             texts.main([str(path)])
 
     def test_the_yaml_of_the_examples_is_valid(self, texts):
-        model_args, data_args, args = texts.parse([str(EXAMPLES / "text_classification.yaml")])
+        model_args, data_args, args = texts.parse([str(Path(texts.__file__).with_suffix(".yaml"))])
         assert model_args.model_name_or_path
         assert data_args.dataset_name
         assert args.learning_rate == 1e-4

@@ -1,12 +1,11 @@
 """The audio and the LoRA example, run from beginning to end on tiny models and data, without the internet."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import datasets
 import numpy as np
 import pytest
+import tiny
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -25,30 +24,17 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 QUIET = ["--disable_tqdm", "True", "--logging_steps", "5"]
-
-
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def cache_of_datasets(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
 def audio() -> ModuleType:
-    return load_example("audio_classification")
+    return tiny.load_example("audio_classification")
 
 
 @pytest.fixture(scope="module")
 def lora() -> ModuleType:
-    return load_example("lora_decoder")
+    return tiny.load_example("lora_decoder")
 
 
 class TestAudioClassification:

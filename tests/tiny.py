@@ -1,6 +1,8 @@
 """Small models and data for the tests of the trainer."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -112,3 +114,12 @@ def trainer(
 def weights(model: nn.Module) -> Tensor:
     """All parameters and buffers in one vector of float64."""
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
+
+
+def load_example(name: str) -> ModuleType:
+    """A script of the folder `examples` as a module."""
+    path = Path(__file__).parent.parent / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
