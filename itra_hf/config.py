@@ -1,6 +1,6 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from transformers import TrainingArguments
@@ -153,3 +153,11 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     def __post_init__(self) -> None:
         TrainingArguments.__post_init__(self)
         MatchingArguments.__post_init__(self)
+
+
+def matching_arguments(args: TrainingArguments) -> MatchingArguments:
+    """The matching's options in these arguments, also where they were read from `training_args.bin`, or defaults."""
+    if isinstance(args, MatchingArguments):
+        return args
+    names = {option.name for option in fields(MatchingArguments)}
+    return MatchingArguments(**{name: value for name, value in vars(args).items() if name in names})
