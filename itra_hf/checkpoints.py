@@ -1,14 +1,9 @@
-"""Which checkpoint was written to its end, and what the arguments are that are saved with it."""
+"""Which checkpoint was written to its end."""
 
-import copy
 import json
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainingArguments
 from transformers.utils import logging
-
-from itra_hf.config import MatchingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -51,41 +46,3 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-class _UnsavedToken(str):
-    """A token of the Hub that pickles to None, so that nothing that is saved or pushed gives it away."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
-
-
-def saved_arguments(args: TrainingArguments) -> TrainingArguments:
-    """The arguments as they are saved in `training_args.bin`: without this package, and without the Hub's token.
-
-    Args:
-        args: of any class. One with the matching's options becomes the next class of transformers, with the options as
-            plain attributes, so that `torch.load` opens it where this package is not installed.
-
-    Returns:
-        A copy whose `hub_token` still works, but pickles to None.
-
-    Example:
-        >>> import pickle
-        >>> from itra_hf.config import ITRAConfig, matching_arguments
-        >>> plain = saved_arguments(ITRAConfig("out", matching_weight=0.5, hub_token="secret"))
-        >>> again = pickle.loads(pickle.dumps(plain))
-        >>> type(again).__name__, again.matching_weight, plain.hub_token, again.hub_token
-        ('TrainingArguments', 0.5, 'secret', None)
-        >>> matching_arguments(again).matching_weight
-        0.5
-    """
-    saved = copy.copy(args)
-    if isinstance(args, MatchingArguments):
-        parents: Any = type(args).__mro__
-        saved.__class__ = next(kind for kind in parents if not issubclass(kind, MatchingArguments))
-    if args.hub_token is not None:
-        saved.hub_token = _UnsavedToken(args.hub_token)
-    return saved
