@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.modelcard import extract_hyperparameters_from_trainer, make_markdown_table
 from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import has_length
 
-from itra_hf.config import MatchingArguments
+from itra_hf.config import ITRAConfig, MatchingArguments
 
 if TYPE_CHECKING:
     from itra_hf.trainer import ITRATrainer
@@ -90,7 +90,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
         options={field.name: getattr(trainer.matching_args, field.name) for field in fields(MatchingArguments)},
         compactness=_compactness(log),
         picture=PICTURE if path.with_name(PICTURE).exists() else None,
-        hyperparameters=extract_hyperparameters_from_trainer(trainer),
+        hyperparameters=_hyperparameters(trainer),
         history=_history(log),
         versions=", ".join(f"{package} {version(package)}" for package in packages),
         arguments=_arguments(trainer.args),
@@ -104,7 +104,8 @@ def _metadata(data: ModelCardData, name: str, task: str | None, datasets: list[s
     if data.base_model is not None and _is_local(str(data.base_model)):
         data.base_model = None
     data.datasets = [item for item in data.datasets or [] if item and not _is_local(item)] or None
-    data.tags = list(dict.fromkeys([*(data.tags or []), "generated_from_trainer", "itra"]))
+    public = [tag for tag in data.tags or [] if not tag.startswith("base_model:") or not _is_local(tag.split(":")[-1])]
+    data.tags = list(dict.fromkeys([*public, "generated_from_trainer", "itra"]))
     data.pipeline_tag = data.pipeline_tag or task
     data.model_name = name
     known = datasets or data.datasets or ["unknown"]
@@ -155,7 +156,7 @@ def _task(network: PreTrainedModel) -> str | None:
 def _origin(base: str | None, network: PreTrainedModel) -> str:
     if base:
         return f"fine-tuned from [{base}](https://huggingface.co/{base})"
-    return "fine-tuned from a model on the author's disk" if network.name_or_path else "trained from scratch"
+    return "fine-tuned, from a model on the author's disk," if network.name_or_path else "trained from scratch"
 
 
 def _data(trainer: "ITRATrainer", names: list[str]) -> str:
@@ -167,6 +168,12 @@ def _data(trainer: "ITRATrainer", names: list[str]) -> str:
     ]
     where = ", ".join(names) or "data that has no name"
     return f"{where} ({', '.join(counts)})" if counts else where
+
+
+def _hyperparameters(trainer: "ITRATrainer") -> dict[str, Any]:
+    """Those that Trainer's card names."""
+    found: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
+    return found | {"optimizer": getattr(trainer.args.optim, "value", trainer.args.optim)}
 
 
 def _is_metric(key: str) -> bool:
@@ -187,12 +194,15 @@ def _last_scores(log: list[dict[str, Any]]) -> dict[str, float]:
 
 def _history(log: list[dict[str, Any]]) -> str:
     """The evaluations of the training as a table; empty where there was but one."""
-    rows, loss = [], "-"
+    rows: dict[int, dict[str, Any]] = {}
+    loss: Any = "-"
     for entry in log:
         loss = entry.get("loss", loss)
         if scores := _scores(entry):
-            rows.append({"step": entry["step"], "epoch": entry.get("epoch", 0.0), "training loss": loss} | scores)
-    same = [row for row in rows if row.keys() == rows[0].keys()]
+            when = {"step": entry["step"], "epoch": entry.get("epoch", 0.0), "training loss": loss}
+            rows[entry["step"]] = when | {f"evaluation {name}": value for name, value in scores.items()}
+    columns = [row.keys() for row in rows.values()]
+    same = [row for row in rows.values() if row.keys() == columns[0]]
     return make_markdown_table(same).strip() if len(same) > 1 else ""
 
 
@@ -218,14 +228,15 @@ def _usage(model: Any, network: PreTrainedModel, task: str | None, name: str, ba
     return ADAPTER.format(auto=TASKS[task][0], base=base or "the base model", num_labels=num_labels, name=name)
 
 
-def _arguments(args: Any) -> dict[str, str]:
-    """The arguments that differ from their defaults and hold no text of the user's own."""
-    changed = {
-        field.name: getattr(args, field.name)
-        for field in fields(args)
-        if field.init and getattr(args, field.name) != field.default and not field.name.startswith(PRIVATE)
-    }
+def _arguments(args: TrainingArguments) -> dict[str, str]:
+    """The arguments that differ from their defaults and hold no text of the author's own, and the seed."""
     ours = {field.name for field in fields(MatchingArguments)}
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
-    told = {name for name, value in changed.items() if isinstance(value, (bool, int, float, Enum)) or name in ours}
-    return {name: repr(plain[name]) for name in plain if name in told}
+    told = {}
+    for field in fields(ITRAConfig):
+        value = getattr(args, field.name, field.default)
+        is_set = value != field.default and not (value is False and field.default is None)
+        is_public = field.init and not field.name.startswith(PRIVATE)
+        is_plain = isinstance(value, (bool, int, float, Enum)) or field.name in ours
+        if field.name == "seed" or (is_set and is_public and is_plain):
+            told[field.name] = repr(value.value if isinstance(value, Enum) else value)
+    return told
