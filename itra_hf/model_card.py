@@ -4,18 +4,17 @@ import math
 import os
 import re
 from dataclasses import fields
-from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.modelcard import extract_hyperparameters_from_trainer, make_markdown_table
 from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import has_length
 
-from itra_hf.config import ITRAConfig, MatchingArguments
+from itra_hf.config import MatchingArguments, public_arguments
 
 if TYPE_CHECKING:
     from itra_hf.trainer import ITRATrainer
@@ -43,7 +42,6 @@ TASKS: dict[str, tuple[str, Any, str]] = {
 }
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed")
-PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "skip_memory_metrics")
 
 PIPELINE = """from transformers import pipeline
 
@@ -93,7 +91,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
         hyperparameters=_hyperparameters(trainer),
         history=_history(log),
         versions=", ".join(f"{package} {version(package)}" for package in packages),
-        arguments=_arguments(trainer.args),
+        arguments={key: repr(value) for key, value in public_arguments(trainer.args).items()},
         version=version("itra_hf"),
     )
     card.save(path)
@@ -176,7 +174,7 @@ def _hyperparameters(trainer: "ITRATrainer") -> dict[str, Any]:
     return found | {"optimizer": getattr(trainer.args.optim, "value", trainer.args.optim)}
 
 
-def _is_metric(key: str) -> bool:
+def is_score(key: str) -> bool:
     """Whether a key of an evaluation's log is a score of the task."""
     name = key.removeprefix("eval_")
     return key.startswith("eval_") and not name.endswith(NO_METRICS + DIAGNOSTICS)
@@ -184,7 +182,7 @@ def _is_metric(key: str) -> bool:
 
 def _scores(entry: dict[str, Any]) -> dict[str, float]:
     numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
-    return {key.removeprefix("eval_"): float(value) for key, value in numbers.items() if _is_metric(key)}
+    return {key.removeprefix("eval_"): float(value) for key, value in numbers.items() if is_score(key)}
 
 
 def _last_scores(log: list[dict[str, Any]]) -> dict[str, float]:
@@ -226,17 +224,3 @@ def _usage(model: Any, network: PreTrainedModel, task: str | None, name: str, ba
         return PIPELINE.format(task=task, name=name, example=TASKS[task][2])
     num_labels = network.config.num_labels
     return ADAPTER.format(auto=TASKS[task][0], base=base or "the base model", num_labels=num_labels, name=name)
-
-
-def _arguments(args: TrainingArguments) -> dict[str, str]:
-    """The arguments that differ from their defaults and hold no text of the author's own, and the seed."""
-    ours = {field.name for field in fields(MatchingArguments)}
-    told = {}
-    for field in fields(ITRAConfig):
-        value = getattr(args, field.name, field.default)
-        is_set = value != field.default and not (value is False and field.default is None)
-        is_public = field.init and not field.name.startswith(PRIVATE)
-        is_plain = isinstance(value, (bool, int, float, Enum)) or field.name in ours
-        if field.name == "seed" or (is_set and is_public and is_plain):
-            told[field.name] = repr(value.value if isinstance(value, Enum) else value)
-    return told
