@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import numpy as np
 from scipy import stats
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers.utils import logging
 
 from itra_hf.checkpoints import last_whole_checkpoint
 from itra_hf.config import ITRAConfig, public_arguments
-from itra_hf.model_card import is_score
+from itra_hf.model_card import is_score, public_name
 from itra_hf.tasks import Task
 from itra_hf.trainer import ITRATrainer
 
@@ -40,15 +43,21 @@ def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
         and a sentence that says it.
 
     Raises:
-        ValueError: where the folder holds a comparison of other settings.
+        ValueError: where the folder holds a comparison of other settings, or the matching is switched off.
     """
+    if args.matching == "none" or args.matching_weight == 0:
+        raise ValueError(
+            f"matching={args.matching!r} with matching_weight={args.matching_weight} is Trainer itself, and there is "
+            "nothing to compare; take another matching, or a weight above 0"
+        )
     folder = Path(str(args.output_dir))
-    settings = {"model": task.model_name, "dataset": task.dataset_name, "rows": len(task.train)}
-    settings |= public_arguments(args)
+    settings = {"model": public_name(task.model_name), "dataset": public_name(task.dataset_name)}
+    settings |= {"rows": len(task.train)} | public_arguments(args)
     runs = _finished_runs(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
     planned = [(seed, name) for seed in seeds for name in TRAINERS]
-    with tqdm(total=len(planned), disable=args.disable_tqdm or args.process_index > 0, unit="step") as bar:
+    hidden = args.disable_tqdm or args.process_index > 0
+    with _quiet(), tqdm(total=len(planned), disable=hidden, unit="step") as bar:
         progress = _Progress(bar, len(planned))
         for seed, name in planned:
             if (seed, name) in runs:
@@ -57,19 +66,19 @@ def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
             bar.set_description(f"seed {seed}, {name}")
             runs[seed, name] = _run(task, args, name, seed, folder, progress)
             if args.process_index == 0:
-                with open(folder / RUNS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(runs[seed, name]) + "\n")
-                _write(folder, summarise(task, args, settings, [runs[key] for key in planned if key in runs]))
+                _write(folder / RUNS, "".join(json.dumps(run) + "\n" for run in runs.values()))
+                done = [runs[key] for key in planned if key in runs]
+                _write(folder / RESULT, json.dumps(summarise(task, args, settings, done), indent=2))
                 for checkpoint in (folder / runs[seed, name]["folder"]).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint)
     result = summarise(task, args, settings, [runs[key] for key in planned])
     if args.process_index == 0:
-        _write(folder, result)
+        _write(folder / RESULT, json.dumps(result, indent=2))
     return result
 
 
 def _finished_runs(folder: Path, settings: dict[str, Any]) -> dict[tuple[int, str], dict[str, Any]]:
-    """The runs that an earlier call has finished, by seed and trainer; a line that a crash broke off is passed over."""
+    """The runs that an earlier call has finished, by seed and trainer."""
     if not (folder / RUNS).exists() or not (folder / RESULT).exists():
         return {}
     earlier = json.loads((folder / RESULT).read_text(encoding="utf-8"))["settings"]
@@ -77,19 +86,15 @@ def _finished_runs(folder: Path, settings: dict[str, Any]) -> dict[tuple[int, st
     if changed:
         told = ", ".join(f"{name} ({earlier.get(name)} then, {settings.get(name)} now)" for name in changed)
         raise ValueError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
-    runs = {}
-    for line in (folder / RUNS).read_text(encoding="utf-8").splitlines():
-        if line.endswith("}"):
-            run = json.loads(line)
-            runs[run["seed"], run["trainer"]] = run
-    return runs
+    runs = [json.loads(line) for line in (folder / RUNS).read_text(encoding="utf-8").splitlines()]
+    return {(run["seed"], run["trainer"]): run for run in runs}
 
 
 def _run(task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progress: "_Progress") -> dict[str, Any]:
     """Train once, evaluate, and return a line of `runs.jsonl`."""
     own = copy.copy(args)
-    own.seed, own.output_dir, own.push_to_hub, own.disable_tqdm, own.report_to = seed, "", False, True, []
-    own.output_dir = str(folder / f"{name}-seed-{seed}")
+    own.seed, own.output_dir = seed, str(folder / f"{name}-seed-{seed}")
+    own.push_to_hub, own.disable_tqdm, own.report_to, own.log_level = False, True, [], "error"
     own.remove_unused_columns = args.remove_unused_columns and task.kind == "text"
     set_seed(seed)
     trainer = TRAINERS[name](
@@ -222,11 +227,25 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    """Write `comparison.json` as a whole, so that a crash leaves the old or the new one."""
-    part = folder / f"{RESULT}.part"
-    part.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    part.replace(folder / RESULT)
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole, so that a crash leaves the old or the new one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no reports of transformers; warnings of this package stay."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class _Progress(TrainerCallback):

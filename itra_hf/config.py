@@ -172,7 +172,7 @@ def public_arguments(args: TrainingArguments) -> dict[str, Any]:
 
     Example:
         >>> public_arguments(ITRAConfig("/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="secret"))
-        {'matching': 'joint', 'learning_rate': 0.001, 'seed': 42}
+        {'learning_rate': 0.001, 'seed': 42, 'matching': 'joint'}
     """
     ours = {option.name for option in fields(MatchingArguments)}
     told = {}

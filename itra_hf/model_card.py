@@ -70,7 +70,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
     old = ModelCard.load(path, ignore_metadata_errors=True)
     name = re.findall(r"^# (.+)$", old.text, re.MULTILINE)[0]
     task = tasks if isinstance(tasks, str) else _task(network)
-    datasets = [_public(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
+    datasets = [public_name(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
     log = trainer.state.log_history
     data = _metadata(old.data, name, task, datasets, _last_scores(log))
     packages = ("itra_hf", "transformers", "torch", "datasets")
@@ -137,9 +137,9 @@ def _is_local(name: str) -> bool:
     return os.path.exists(name) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is None
 
 
-def _public(dataset: str) -> str:
-    """A data set's name, of a path its last part alone."""
-    return Path(dataset).stem if os.path.exists(dataset) or os.path.isabs(dataset) else dataset
+def public_name(name: str) -> str:
+    """The name of a model or a data set, of a path its last part alone."""
+    return Path(name).stem if os.path.exists(name) or os.path.isabs(name) else name
 
 
 def _task(network: PreTrainedModel) -> str | None:
