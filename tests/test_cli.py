@@ -91,9 +91,7 @@ def test_two_processes_are_handed_over_to_accelerate(tmp_path):
     assert all(entry["matching_loss"] > 0 for entry in state["log_history"] if "loss" in entry)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--accelerate_config", "a.yaml"], ["--accelerate_config", "a.yaml", "--num_processes", "3"]]
-)
+@pytest.mark.parametrize("more", [[], ["--num_processes", "3"]])
 def test_a_file_of_accelerate_is_handed_over(monkeypatch, more):
     asked = []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
