@@ -18,6 +18,7 @@ in the forward pass, so backward only scales it, and nothing N x N is ever held.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from itra_hf.losses._pairs import Pairs
 
+SMALL = 4096  # elements of a tile whose cost is that of its operations, not of its bytes
 COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 
 
@@ -57,14 +59,28 @@ def exponent(x: Tensor, half: Tensor, i: slice, j: slice, out: Tensor) -> Tensor
     return out.fill_diagonal_(0.0) if i == j else out
 
 
-def _mixture(e: Tensor, kernel: Tensor, slope: Tensor, k: int) -> None:
-    """Write sum_p E^(2^p) to `kernel` and sum_p 2^p E^(2^p) to `slope`, p < k. Uses `e` up."""
-    torch.addcmul(e, e, e, out=kernel)
+@cache
+def _factors(k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return 1 and 2^p for p < k, [2, k], and the 2^p alone, [k, 1, 1]; kept, for a copy from the host halts a GPU."""
+    factors = torch.tensor([[1.0] * k, [2.0**p for p in range(k)]], dtype=dtype, device=device)
+    return factors, factors[1].view(k, 1, 1)
+
+
+def _mixture(e: Tensor, k: int, out: Tensor) -> Tensor:
+    """Return [sum_p E^(2^p), sum_p 2^p E^(2^p)], p < k, for the exponent `e` of E. Uses `e` and `out` up."""
+    if k == 1:
+        return e.exp_()[None]
+    if e.numel() <= SMALL:  # the fewest operations
+        factors, powers = _factors(k, e.dtype, e.device)
+        return factors.mm((powers * e).exp_().view(k, -1)).view(out.shape)
+    kernel, slope = out.unbind()  # the fewest bytes
+    torch.addcmul(e.exp_(), e, e, out=kernel)
     torch.addcmul(e, e, e, value=2.0, out=slope)
     for p in range(2, k):
         e.mul_(e)
         kernel.addcmul_(e, e)
         slope.addcmul_(e, e, value=2.0**p)
+    return out
 
 
 def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, grad: Tensor | None) -> Tensor:
@@ -75,17 +91,13 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, grad: Tensor | None) ->
         shape = (i.stop - i.start, j.stop - j.start)
         if buffers.shape[1:] != shape:
             buffers = x.new_empty(4, *shape)
-        e, w, kernel, slope = buffers.unbind()
-        exponent(x, half, i, j, out=e).exp_()
+        e, w, sums = buffers[0], buffers[1], buffers[2:]
+        exponent(x, half, i, j, out=e)
         pairs.coefficients(i, j, out=w)
-        if k == 1:
-            kernel = slope = e
-        else:
-            _mixture(e, kernel, slope, k)
-            slope.mul_(w)
-        value.add_(kernel.mul_(w).sum(), alpha=1.0 if i == j else 2.0)
+        sums = _mixture(e, k, out=sums).mul_(w)
+        value.add_(sums[0].sum(), alpha=1.0 if i == j else 2.0)
         if grad is not None:
-            _add_slopes(slope, x, rows, grad, i, j)
+            _add_slopes(sums[-1], x, rows, grad, i, j)
     return value
 
 
