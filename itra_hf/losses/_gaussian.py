@@ -66,38 +66,49 @@ def _factors(k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
     return factors, factors[1].view(k, 1, 1)
 
 
-def _mixture(e: Tensor, k: int, out: Tensor) -> Tensor:
-    """Return [sum_p E^(2^p), sum_p 2^p E^(2^p)], p < k, for the exponent `e` of E. Uses `e` and `out` up."""
-    if k == 1:
-        return e.exp_()[None]
+def _mixture(e: Tensor, label: Tensor | None, idempotent: bool, weight: Tensor, k: int, slope: Tensor) -> Tensor:
+    """Return l sum_p E^(2^p) times `weight`, and write l sum_p 2^p E^(2^p) to `slope`, p < k.
+
+    `e` holds the exponent of E and is used up, `label` is l, None for 1; `idempotent` says that l^2 = l.
+    """
     if e.numel() <= SMALL:  # the fewest operations
         factors, powers = _factors(k, e.dtype, e.device)
-        return factors.mm((powers * e).exp_().view(k, -1)).view(out.shape)
-    kernel, slope = out.unbind()  # the fewest bytes
-    torch.addcmul(e.exp_(), e, e, out=kernel)
-    torch.addcmul(e, e, e, value=2.0, out=slope)
-    for p in range(2, k):
+        sums = factors.mm((powers * e).exp_().view(k, -1)).view(2, *e.shape)
+        if label is not None:
+            sums.mul_(label)
+        slope.copy_(sums[1])
+        return sums[0].mv(weight)
+    e.exp_()  # the fewest bytes
+    if label is not None and idempotent:
+        e.mul_(label)
+        label = None
+    term = e if label is None else e * label
+    slope.copy_(term)
+    product = term.mv(weight)
+    for p in range(1, k):
         e.mul_(e)
-        kernel.addcmul_(e, e)
-        slope.addcmul_(e, e, value=2.0**p)
-    return out
+        if label is not None:
+            torch.mul(e, label, out=term)
+        slope.add_(term, alpha=2.0**p)
+        product.addmv_(term, weight)
+    return product
 
 
 def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, grad: Tensor | None) -> Tensor:
     """Return sum_ij W_ij sum_p E_ij^(2^p); add sum_j S_ij (x_j - x_i) to row i of `grad`."""
     value, rows = x.new_zeros(()), torch.zeros_like(half)
-    buffers = x.new_empty(4, 0, 0)  # one set for all tiles of a shape: fresh pages cost time
+    buffers = x.new_empty(2, 0, 0)  # one set for all tiles of a shape: fresh pages cost time
     for i, j in pairs.tiles:
         shape = (i.stop - i.start, j.stop - j.start)
         if buffers.shape[1:] != shape:
-            buffers = x.new_empty(4, *shape)
-        e, w, sums = buffers[0], buffers[1], buffers[2:]
+            buffers = x.new_empty(2, *shape)
+        (e, slope), left, right = buffers.unbind(), pairs.weight[i], pairs.weight[j]
         exponent(x, half, i, j, out=e)
-        pairs.coefficients(i, j, out=w)
-        sums = _mixture(e, k, out=sums).mul_(w)
-        value.add_(sums[0].sum(), alpha=1.0 if i == j else 2.0)
+        product = _mixture(e, pairs.label_tile(i, j), pairs.idempotent, right, k, slope)
+        value.add_(left.dot(product), alpha=1.0 if i == j else 2.0)
         if grad is not None:
-            _add_slopes(sums[-1], x, rows, grad, i, j)
+            slope.mul_(torch.outer(left, right, out=e))
+            _add_slopes(slope, x, rows, grad, i, j)
     return value
 
 
