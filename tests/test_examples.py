@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import transformers
 import yaml
-from packaging.version import Version
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -223,11 +221,8 @@ class TestTextClassification:
         lines = (Path(options["output_dir"]) / "predict_results.txt").read_text().splitlines()
         assert lines == ["index\tprediction", *(f"{i}\t{CLASSES[i % 3]}" for i in range(48))]
 
-    @pytest.mark.skipif(
-        Version(transformers.__version__) < Version("5.6"),
-        reason="this transformers saves a loaded BERT's LayerNorms by old names, which its own Trainer does not find",
-    )
     def test_resume_goes_on_where_the_checkpoint_ends(self, texts, options, monkeypatch):
+        tiny.needs_transformers("5.6", "it saves a loaded BERT's LayerNorms by old names, which Trainer does not find")
         steps = []
 
         class CountingTrainer(texts.ITRATrainer):
