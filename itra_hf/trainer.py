@@ -178,7 +178,7 @@ class ITRATrainer(Trainer):
         micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
         task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
         matching_loss = matching.match(rows, labels)
-        weighed = (task_loss, matching_loss / divisor, matching.features, outputs, labels, self._network)
+        weighed = (task_loss, matching_loss / divisor, matching.features, rows, outputs, labels, self._network)
         weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
         matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
         return task_loss + weight * matching_loss / divisor, outputs
