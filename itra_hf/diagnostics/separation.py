@@ -31,8 +31,8 @@ def silhouette(rows: Tensor, classes: Tensor) -> float:
         return float("nan")
     rows = rows - rows.mean(0)
     members = torch.nn.functional.one_hot(classes).double()
-    sums = torch.cat([torch.cdist(part, rows) @ members for part in rows.split(ROWS_AT_ONCE)])
     each, own = torch.arange(len(rows)), counts[classes]
+    sums = torch.cat([_distances(rows, part) @ members for part in each.split(ROWS_AT_ONCE)])
     inner = sums[each, classes] / (own - 1).clamp(min=1)
     means = sums / counts
     means[each, classes] = float("inf")
@@ -40,6 +40,13 @@ def silhouette(rows: Tensor, classes: Tensor) -> float:
     largest = torch.maximum(inner, outer)
     values = torch.where((own > 1) & (largest > 0), (outer - inner) / largest, 0.0)
     return float(values.mean())
+
+
+def _distances(rows: Tensor, part: Tensor) -> Tensor:
+    """From the rows of some indices to all rows; to themselves exactly 0."""
+    distances = torch.cdist(rows[part], rows)
+    distances[torch.arange(len(part)), part] = 0
+    return distances
 
 
 def class_mean_separation(means: Tensor, within_scatter: float) -> float:
