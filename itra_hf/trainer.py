@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from itra_hf.checkpoints import STATE, last_whole_checkpoint
 from itra_hf.config import MatchingArguments, matching_arguments
+from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
 from itra_hf.gradients import feature_norms
@@ -113,6 +114,13 @@ class ITRATrainer(Trainer):
             check_setup(self, self.matching_args, self._network)
             if self.matching_args.feature_layer == "head" and not head_candidates(self._network):
                 self._refuse(f"{type(self.model).__name__} has no linear classification head")
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback as Trainer does; its constructor, too, comes by here once it has taken the user's."""
+        super().add_callback(callback)
+        for each in self.callback_handler.callbacks:
+            if isinstance(each, ITRADiagnosticsCallback):
+                each.trainer = self
 
     @property
     def matching_args(self) -> MatchingArguments:
