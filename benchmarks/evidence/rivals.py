@@ -63,12 +63,16 @@ class Rival(Trainer):
     def training_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
+    def task_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Trainer's loss, and the outputs."""
+        return super().compute_loss(model, inputs, True)
+
     def with_features(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
         """Trainer's loss, the outputs, and the head's input `[rows, d]`."""
         if self._head is None:
             self._head = HeadInput.find(self.model, inputs)
             self._head.attach()
-        loss, outputs = super().compute_loss(model, inputs, True)
+        loss, outputs = self.task_loss(model, inputs)
         return loss, outputs, self._head.rows(outputs, inputs.get("attention_mask")).float()
 
 
@@ -103,7 +107,7 @@ class RDropTrainer(Rival):
 
     def training_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
-        loss, outputs = super().compute_loss(model, twice, True)
+        loss, outputs = self.task_loss(model, twice)
         first, second = outputs["logits"].float().chunk(2)
         return loss + self.strength * symmetric_kl(first, second), outputs
 
@@ -133,5 +137,5 @@ class FloodingTrainer(Rival):
     """Cross-entropy that is kept near `strength`."""
 
     def training_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        loss, outputs = super().compute_loss(model, inputs, True)
+        loss, outputs = self.task_loss(model, inputs)
         return flooded(loss, self.strength), outputs

@@ -5,7 +5,7 @@ import multiprocessing
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from measures import StepCost, measure
 from methods import OWN_OPTIONS, find_method, settings
 from networks import add_dropout
+from plan import reported_seeds
 from tasks import Task
 from tqdm import tqdm
 from transformers import PrinterCallback, set_seed
@@ -123,12 +124,12 @@ def read_tuned() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def planned(
-    tasks: list[str], methods: list[str], seeds: list[int], split: str, grid: list[dict[str, Any]] | None = None
+    tasks: list[str], methods: list[str], seeds: list[int] | None, split: str, grid: Sequence[dict[str, Any]] = ({},)
 ) -> Iterator[Run]:
-    """The runs of tasks x seeds x methods (x overrides), at the tuned settings."""
+    """The runs of tasks x seeds (by default the reported ones) x methods x overrides, at the tuned settings."""
     tuned = read_tuned()
     for task in tasks:
-        for seed in seeds:
+        for seed in seeds or reported_seeds(task):
             for method in methods:
-                for overrides in grid or [{}]:
+                for overrides in grid:
                     yield Run(task, method, seed, split, settings(Task(task), method, tuned.get(task, {}), overrides))

@@ -1,8 +1,8 @@
 """The tasks: a data set, how many labels of it are used, and a network. Their names say all three.
 
-    digits-300/cnn          300 labelled rows in all, as many of each class
-    banking77-5shot/minilm  5 labelled rows of each class
-    sst2-all/minilm-lora    every labelled row there is
+digits-300/cnn          300 labelled rows in all, as many of each class
+banking77-5shot/minilm  5 labelled rows of each class
+sst2-all/minilm-lora    every labelled row there is
 """
 
 import csv
@@ -84,7 +84,7 @@ class Task:
         if self.is_text:
             steps = {"5shot": 240, "10shot": 360, "200": 200, "1000": 320}.get(self.size, 1560)
             return {"per_device_train_batch_size": 64 if self.data == "banking77" else 32, "max_steps": steps}
-        steps = {"100": 600, "300": 600, "1000": 800, "5000": 1500}.get(self.size, 4700)
+        steps = {"100": 600, "300": 600, "1000": 800, "5000": 1200}.get(self.size, 4700)
         return {"per_device_train_batch_size": 32 if steps <= 800 else 64, "max_steps": steps}
 
     def draw(self, data: Data, seed: int, validation: bool) -> tuple[list[Row], list[Row]]:
