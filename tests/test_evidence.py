@@ -11,6 +11,7 @@ import torch
 from measures import expected_calibration_error, nc1
 from methods import METHODS, settings
 from networks import SmallCNN, add_dropout
+from pairs import compare, holm
 from rivals import (
     CentreLossTrainer,
     FloodingTrainer,
@@ -25,7 +26,7 @@ from rivals import (
 )
 from runs import Run, execute, planned, run_all
 from scipy import stats
-from summarise import compare, holm, readme_with
+from summarise import current, headline, page, readme_with
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
@@ -287,6 +288,26 @@ def test_only_seeds_of_both_are_compared():
 def test_holms_correction_of_a_worked_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    rows = []
+    for method, level in (("trainer", 0.80), ("itra", 0.82), ("dropout", 0.81)):
+        for run in planned(["digits-100/cnn"], [method], list(range(4)), "test"):
+            measures = dict.fromkeys(("macro_f1", "ece", "nc1", "scatter", "step_seconds", "memory"), 0.5)
+            accuracy = level + run.seed * (0.002 if method == "itra" else 0.0)
+            rows.append({**run._asdict(), "accuracy": accuracy, "loss": 1 - level, **measures})
+    stale = {**rows[4], "accuracy": 0.1, "settings": {**rows[4]["settings"], "matching_weight": 7.0}}
+    tuning = {**rows[4], "accuracy": 0.1, "split": "validation"}
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in [*rows, stale, tuning]))
+    text = page(current(results))
+    # gains of 2.0, 2.2, 2.4 and 2.6 points: mean 2.3, standard error 0.1291, t of 3 degrees of freedom 3.182
+    assert "| digits-100/cnn | 4 | 80.0 ± 0.0 | 82.3 ± 0.3 | +2.30 (+1.89 to +2.71) |" in text
+    assert "| 4 / 0 / 0 | -10 % |" in text
+    assert "- better: digits-100/cnn (+2.30)" in text
+    assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
+    assert "+2.30 points on average" in headline(current(results))
 
 
 def test_readme_takes_the_headline_between_its_marks():

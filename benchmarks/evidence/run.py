@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plan import GROUPS, METHODS_REPORTED, QUICK_METHODS, QUICK_TASKS, TUNING_SEEDS
 from runs import HERE, planned, run_all
-from summarise import print_means
+from tables import print_means
 from tasks import FILES
 from tune import tune
 
