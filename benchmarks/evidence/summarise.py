@@ -22,7 +22,7 @@ def current(path: Path) -> Results:
     results: Results = defaultdict(lambda: defaultdict(dict))
     for row in read_results(path).values():
         run = Run(*(row[name] for name in Run._fields))
-        if run.split == "test" and run in planned([run.task], [run.method], [run.seed], "test"):
+        if run in planned([run.task], [run.method], [run.seed], "test"):
             results[run.task][run.method][run.seed] = row
     return results
 
