@@ -34,7 +34,7 @@ from transformers import (
     Trainer,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessorPil,
+    ViTImageProcessor,
     set_seed,
 )
 
@@ -147,15 +147,17 @@ def load_model(data: DataArguments, names: list[str]) -> tuple[Any, Any]:
         "intermediate_size": 128,
     }
     model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes, **labels))
-    return model, ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    return model, ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
 
 
 def with_pixels(dataset: Dataset, processor: Any, model: Any) -> Dataset:
     """The data set with its images made ready for the model whenever a batch is read."""
-    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+    mode, channels = ("L", 1) if getattr(model.config, "num_channels", 3) == 1 else ("RGB", 3)
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        images = [image.convert(mode) for image in batch["image"]]
+        images = [
+            np.asarray(image.convert(mode)).reshape(image.height, image.width, channels) for image in batch["image"]
+        ]
         return {**processor(images, return_tensors="pt"), "labels": batch["label"]}
 
     return dataset.with_transform(prepare)

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from itra_hf.checkpoints import STATE, last_whole_checkpoint
 from itra_hf.config import MatchingArguments, matching_arguments
+from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
 from itra_hf.gradients import feature_norms
@@ -114,6 +115,13 @@ class ITRATrainer(Trainer):
             if self.matching_args.feature_layer == "head" and not head_candidates(self._network):
                 self._refuse(f"{type(self.model).__name__} has no linear classification head")
 
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback as Trainer does; its constructor, too, comes by here once it has taken the user's."""
+        super().add_callback(callback)
+        for each in self.callback_handler.callbacks:
+            if isinstance(each, ITRADiagnosticsCallback):
+                each.trainer = self
+
     @property
     def matching_args(self) -> MatchingArguments:
         """The matching's options: the trainer's arguments if they hold them, the defaults if not."""
@@ -185,7 +193,7 @@ class ITRATrainer(Trainer):
         micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
         task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
         matching_loss = matching.match(rows, labels)
-        weighed = (task_loss, matching_loss / divisor, matching.features, outputs, labels, self._network)
+        weighed = (task_loss, matching_loss / divisor, matching.features, rows, outputs, labels, self._network)
         weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
         matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
         return task_loss + weight * matching_loss / divisor, outputs
