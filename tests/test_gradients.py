@@ -49,6 +49,18 @@ def test_out_of_reach_the_gradient_comes_from_the_logits(ranks, scale):
     torch.testing.assert_close(norm, expected)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 0.25])
+def test_closed_outputs_are_not_passed(factor):
+    """DeepSpeed's hooks on what a model returns take a gradient that passes there for the step's own."""
+    model = tiny.bert(0.0)
+    head_input, _, outputs, labels = forward(model, tiny.texts(6))
+    expected = squared_norm(factor * outputs.loss, head_input.inputs)
+    head_input.outputs_are_closed = True
+    for output in (outputs.loss, outputs.logits):
+        output.register_hook(lambda gradient: 1 / 0)
+    torch.testing.assert_close(task_squared_norm(factor * outputs.loss, head_input, outputs, labels, model), expected)
+
+
 def test_a_loss_of_the_models_own_out_of_reach_is_an_error():
     model = tiny.bert(0.0)
     head_input, _, outputs, labels = forward(model, tiny.texts(6))
