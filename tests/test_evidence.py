@@ -1,5 +1,6 @@
 """The benchmark of the evidence: rivals against their formulas, fair runs, honest statistics, resuming."""
 
+import gzip
 import json
 import math
 from statistics import mean, stdev
@@ -7,10 +8,11 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 import runs
+import tasks
 import torch
 from measures import expected_calibration_error, nc1
 from methods import METHODS, settings
-from networks import SmallCNN, add_dropout
+from networks import SmallCNN, add_dropout, build_network, find_head
 from pairs import compare, holm
 from rivals import (
     CentreLossTrainer,
@@ -200,6 +202,78 @@ def test_seeds_draw_balanced_rows_and_validation_is_kept_apart():
     everything, kept = Task("digits-all/cnn").draw(data, seed=3, validation=True)
     assert len(everything) + len(kept) == len(data.pool)
     assert not {id(row) for row in everything} & {id(row) for row in kept}
+
+
+def write_idx(folder, split, images, labels, compress):
+    for kind, values, header in (("images-idx3", images, 16), ("labels-idx1", labels, 8)):
+        content = bytes(header) + np.asarray(values, dtype=np.uint8).tobytes()
+        path = folder / f"{split}-{kind}-ubyte{'.gz' if compress else ''}"
+        path.write_bytes(gzip.compress(content) if compress else content)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_images_come_from_idx_files(tmp_path, compress):
+    images = np.zeros((2, 28, 28))
+    images[1, 3, 4] = 255
+    write_idx(tmp_path, "train", images, [7, 9], compress)
+    write_idx(tmp_path, "t10k", images[:1], [1], compress)
+    data = Task("kmnist-300/cnn").load({"kmnist": str(tmp_path)})
+    assert [row["labels"] for row in data.pool + data.test] == [7, 9, 1]
+    assert data.classes == 10
+    assert data.pool[1]["pixel_values"].shape == (1, 28, 28)
+    assert data.pool[1]["pixel_values"].unique().tolist() == [-1, 1]
+    assert data.pool[1]["pixel_values"][0, 3, 4] == 1
+
+
+def test_texts_come_from_csv_and_tsv_files(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text('text,category\n"Hello, world",b\nhello,a\n')
+        (tmp_path / f"{split}.tsv").write_text("hello\t1\nhello world\t0\n")
+    intents = Task("banking77-5shot/minilm").load({"banking77": str(tmp_path)})
+    moods = Task("sst2-all/minilm").load({"sst2": str(tmp_path)})
+    assert [row["labels"] for row in intents.pool] == [1, 0]
+    assert [row["labels"] for row in moods.test] == [1, 0]
+    assert intents.pool[1]["input_ids"] == moods.pool[0]["input_ids"]
+    batch = intents.collator(intents.pool)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["attention_mask"].sum(1).tolist() == [5, 3]
+
+
+def test_without_files_data_come_from_the_hub(monkeypatch):
+    image = np.full((8, 8, 3), 255, dtype=np.uint8)
+    splits = {"train": [image, 0 * image], "test": [image]}
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return {"img": splits[split], "fine_label": list(range(len(splits[split])))}
+
+    monkeypatch.setattr(tasks, "load_dataset", load_dataset)
+    data = Task("cifar100-1000/resnet").load({})
+    assert asked == [("uoft-cs/cifar100", "train"), ("uoft-cs/cifar100", "test")]
+    assert data.pool[0]["pixel_values"].shape == (3, 8, 8)
+    assert [row["pixel_values"].mean().item() for row in data.pool] == [1, -1]
+    with pytest.raises(ValueError, match="no data set 'moon'"):
+        Task("moon-100/cnn").load({})
+
+
+@pytest.mark.parametrize("network", ["cnn", "resnet", "vit", "minilm", "minilm-lora", "minilm-last2"])
+def test_networks_have_a_head_for_every_class(network):
+    row = {"pixel_values": torch.zeros(1, 28, 28)}
+    model = build_network(network, 7, row)
+    text = {"input_ids": torch.tensor([[101, 7592, 102]])}
+    inputs = text if "minilm" in network else {"pixel_values": torch.randn(2, 1, 28, 28)}
+    seen = []
+    find_head(model).register_forward_hook(lambda *call: seen.append(call[2]))
+    assert model.eval()(**inputs)["logits"] is seen[-1]
+    assert seen[-1].shape[1] == 7
+    trained = {name for name, weights in model.named_parameters() if weights.requires_grad}
+    parts = {"minilm-lora": ("lora_", "classifier"), "minilm-last2": ("layer.4", "layer.5", "pooler", "classifier")}
+    expected = parts.get(network, ("",))
+    assert trained == {name for name, _ in model.named_parameters() if any(part in name for part in expected)} - {
+        "base_model.model.classifier.original_module.weight",
+        "base_model.model.classifier.original_module.bias",
+    }
 
 
 def test_all_methods_start_from_the_same_weights_and_take_the_same_steps():
