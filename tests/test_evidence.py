@@ -380,7 +380,8 @@ def test_the_page_says_what_the_results_say(tmp_path):
     stale = {**rows[4], "accuracy": 0.1, "settings": {**rows[4]["settings"], "matching_weight": 7.0}}
     tuning = {**rows[4], "accuracy": 0.1, "split": "validation"}
     results = tmp_path / "results.jsonl"
-    results.write_text("".join(json.dumps(row) + "\n" for row in [*rows, stale, tuning]))
+    unreported = {**rows[4], "accuracy": 0.1, "seed": 100}
+    results.write_text("".join(json.dumps(row) + "\n" for row in [*rows, stale, tuning, unreported]))
     text = page(current(results))
     # gains of 2.0, 2.2, 2.4 and 2.6 points: mean 2.3, standard error 0.1291, t of 3 degrees of freedom 3.182
     assert "| digits-100/cnn | 4 | 80.0 ± 0.0 | 82.3 ± 0.3 | +2.30 (+1.89 to +2.71) |" in text
