@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo docs test test-oldest lint format coverage bench-losses bench-sampler bench-step evidence evidence-quick
+.PHONY: install demo docs figures notebook test test-oldest lint format coverage bench-losses bench-sampler bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -23,6 +23,12 @@ test: install
 
 docs: .venv/docs-installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+figures: install
+	$(BIN)/python docs/figures.py
+
+notebook: install
+	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -22,11 +22,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    DistilBertModel,
     PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForSequenceClassification,
-    ViTImageProcessor,
+    Wav2Vec2Model,
 )
 
 from itra_hf import cli
@@ -88,11 +91,46 @@ def test_every_explained_message_is_there():
     assert [text for text in listed() if not any(message.startswith(text) for message in known)] == []
 
 
+def part(path: Path) -> str:
+    """The part of the package that a module is of: a module or a folder."""
+    return path.relative_to(ROOT / "itra_hf").parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a module imports when it runs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import) and node not in for_types:
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node not in for_types:
+            assert node.level == 0, "imports are absolute here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("itra_hf.")}
+    return found
+
+
+def test_map_of_the_package_is_that_of_its_imports():
+    page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8").split("## Who imports whom")[1].split("\n## ")[0]
+    told = {name: set(re.findall(r"`(\w+)`", cells)) for name, cells in re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)}
+    real: dict[str, set[str]] = {}
+    for path in SOURCES:
+        real[part(path)] = real.get(part(path), set()) | imported(path) - {part(path)}
+    assert real == told, "docs/contributing.md says otherwise who imports whom"
+
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 NEEDS = "# Needs "  # the first line of a block that is checked to be Python, but not run
-RUN = ("python", "yaml", "json")
-LANGUAGES = (*RUN, "sh", "", "diff", "bibtex")
+LANGUAGES = ("python", "sh", "yaml", "json", "diff", "bibtex", "")
+PROGRAMS = ("accelerate", "itra-hf", "make", "pip", "python", "twine")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -111,16 +149,16 @@ def tiny_hub(tmp_path_factory) -> Path:
     text = folder / "distilbert/distilbert-base-uncased"
     sizes = {"vocab_size": 5, "dim": 16, "hidden_dim": 16, "n_layers": 2, "n_heads": 2}
     PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(text)
-    DistilBertForSequenceClassification(DistilBertConfig(**sizes, num_labels=3)).save_pretrained(text)
+    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(text)
     image = folder / "google/vit-base-patch16-224-in21k"
-    tiny.vit(num_channels=3).save_pretrained(image)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(image)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(image)
     audio = folder / "facebook/wav2vec2-base"
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     convolutions = {"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3)}
     embeddings = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
     config = Wav2Vec2Config(**sizes, **convolutions, **embeddings, vocab_size=5)
-    Wav2Vec2ForSequenceClassification(config).save_pretrained(audio)
+    Wav2Vec2Model(config).save_pretrained(audio)
     Wav2Vec2FeatureExtractor().save_pretrained(audio)
     for split in ("train", "test"):
         lines = [f"{('good', 'bad', 'odd')[row % 3]} {'bad ' * (row % 4)},{row % 3}" for row in range(24)]
@@ -146,7 +184,7 @@ def names(tiny_hub, monkeypatch, tmp_path) -> dict[str, Any]:
     wave = np.random.default_rng(0).normal(size=400).astype(np.float32)
     return {
         "__name__": "page",
-        "model": DistilBertForSequenceClassification.from_pretrained(name),
+        "model": DistilBertForSequenceClassification.from_pretrained(name, num_labels=3),
         "tokenizer": tokenizer,
         "train": rows,
         "test": rows,
@@ -180,22 +218,22 @@ def test_commands_of_a_page_parse(page, tiny_hub, monkeypatch, tmp_path):
                 load_config_from_file(name)
         if language in ("sh", ""):
             for line in text.replace("\\\n", " ").splitlines():
-                check_command(shlex.split(line, comments=True))
+                words = shlex.split(line, comments=True) if language or line.startswith(PROGRAMS) else []
+                if words:
+                    check_command(*words)
 
 
-def check_command(words: list[str]) -> None:
+def check_command(program: str, *rest: str) -> None:
     """A command is one that is there, with options that it knows."""
-    if not words:
-        return
-    program, *rest = words
+    assert program in PROGRAMS, f"{program} is no command that the pages may use"
     if program == "itra-hf":
         check_itra_hf(*rest)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets)
     elif program == "accelerate":
-        assert rest.pop(0) == "launch"
-        options = launch_command_parser().parse_args(rest)
+        assert rest[0] == "launch"
+        options = launch_command_parser().parse_args(rest[1:])
         assert (ROOT / options.training_script).exists()
     elif program == "python" and rest[0] == "-m":
         assert importlib.util.find_spec(rest[1]) or rest[1] in ("build", "venv")
@@ -208,8 +246,6 @@ def check_command(words: list[str]) -> None:
         wanted = [name for word in rest for name in re.findall(r"\[(.*)\]", word)]
         assert rest[0] == "install"
         assert set(wanted) <= set(extras)
-    else:
-        assert program in ("git", "twine"), f"{program} is no command that the pages may use"
 
 
 def parse_example(script: str, *options: str) -> None:
