@@ -28,7 +28,7 @@ figures: install
 	$(BIN)/python docs/figures.py
 
 notebook: install
-	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
+	PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

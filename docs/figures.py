@@ -48,8 +48,7 @@ def pair() -> Picture:
             axes.title.set_fontsize(9.5)
             axes.axis("off")
 
-    alt = "Rows 0, 2, 4, 6 of a batch make one half, rows 1, 3, 5, 7 the other; paired by class, both hold one of each."
-    return Picture("pair", "", "", alt, draw, height=2.6)
+    return Picture("pair", "", "", "", draw, height=2.6)
 
 
 def kernel() -> Picture:
@@ -72,11 +71,12 @@ def kernel() -> Picture:
             above.plot(distances, heights, label=name)
             below.plot(distances, pulls)
         above.set(ylabel="kernel k")
-        below.set(ylabel="pull |dk / d distance|", xlabel="distance, in units of the root of the bandwidth", xlim=(0, 4))
+        below.set(
+            ylabel="pull |dk / d distance|", xlabel="distance, in units of the root of the bandwidth", xlim=(0, 4)
+        )
         above.legend(fontsize=8.5)
 
-    alt = "The kernel falls from 1 with the distance; its pull grows from 0, has a peak and vanishes for far rows."
-    return Picture("kernel", "", "", alt, draw, height=4.0)
+    return Picture("kernel", "", "", "", draw, height=4.0)
 
 
 def estimators() -> Picture:
@@ -104,15 +104,14 @@ def estimators() -> Picture:
             middle, spread = np.array(means[unbiased]), np.array(spreads[unbiased])
             axes.plot(sizes, middle, "o-", markersize=4, label=f"{name}, mean of 400 pairs")
             axes.fill_between(sizes, middle - spread, middle + spread, alpha=0.18, linewidth=0)
-        axes.plot(sizes, expected, "--", color=COLOURS[3], label="(2 / n) (1 − E k)")
+        axes.plot(sizes, expected, "--", color=COLOURS[3], label="(2 / n) (1 - E k)")
         axes.axhline(0, color=COLOURS[7], linewidth=0.8)
         axes.set(xlabel="n, rows in each half", ylabel="MMD²", xscale="log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.legend(fontsize=8.5)
 
-    alt = "For two batches of one distribution the biased estimator falls as 2 / n and stays above 0; the unbiased is 0."
-    return Picture("estimators", "", "", alt, draw, height=3.4)
+    return Picture("estimators", "", "", "", draw, height=3.4)
 
 
 class Network(nn.Module):
@@ -149,7 +148,13 @@ def train(cls: type[Trainer] = ITRATrainer, **options: Any) -> tuple[Scatter, li
     rows = [{"x": row, "labels": int(label)} for row, label in zip(x, digits.target[:300], strict=True)]
     watch = Scatter(x)
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "log_level": "error"}
+        quiet = {
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "log_level": "error",
+        }
         options = {"max_steps": STEPS, "learning_rate": 1e-3, "logging_steps": 5} | quiet | options
         args = ITRAConfig(folder, per_device_train_batch_size=32, matching_weight=WEIGHT, **options)
         set_seed(0)
@@ -172,8 +177,7 @@ def guards() -> Picture:
         curve(axes, (steps, applied), "applied, after the cap")
         finish(axes, "weight of the matching loss")
 
-    alt = "The weight asked for rises linearly and stays; the weight applied follows it from below."
-    return Picture("guards", "", "", alt, draw)
+    return Picture("guards", "", "", "", draw)
 
 
 def collapse() -> Picture:
@@ -190,8 +194,7 @@ def collapse() -> Picture:
             axes.plot(watch.steps, watch.values, label=name)
         finish(axes, "root mean squared width of the features", log=True)
 
-    alt = "The width of the features over the steps, on a logarithmic axis, of Trainer and with and without the guards."
-    return Picture("collapse", "", "", alt, draw)
+    return Picture("collapse", "", "", "", draw)
 
 
 def main(folder: Path = FOLDER) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import tiny
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
+from nbclient import NotebookClient
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -119,7 +120,9 @@ def imported(path: Path) -> set[str]:
 
 def test_map_of_the_package_is_that_of_its_imports():
     page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8").split("## Who imports whom")[1].split("\n## ")[0]
-    told = {name: set(re.findall(r"`(\w+)`", cells)) for name, cells in re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)}
+    told = {
+        name: set(re.findall(r"`(\w+)`", cells)) for name, cells in re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)
+    }
     real: dict[str, set[str]] = {}
     for path in SOURCES:
         real[part(path)] = real.get(part(path), set()) | imported(path) - {part(path)}
@@ -262,3 +265,17 @@ def check_itra_hf(command: str, *rest: str) -> None:
     else:
         kinds = {"train": cli.TrainArguments, "compare": cli.CompareArguments}
         cli.parse(command, words.split(), kinds[command])
+
+
+def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = ROOT / "examples/quickstart.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert re.search(r"ITRATrainer +accuracy 0\.\d{4}", "".join(output.get("text", "") for output in shown))
+
+    kept = path.read_text(encoding="utf-8")
+    assert "image/png" in kept, "make notebook keeps the outputs"
+    assert not re.search(r"(/tmp|/home|/root|stderr)", kept)
