@@ -238,8 +238,11 @@ def test_token_classification_trains_as_under_trainer_and_a_form_asked_for_is_re
         run.train()
         weights.append(tiny.weights(run.model))
     assert torch.equal(*weights)
-    with pytest.raises(ValueError, match=r"one label per row, but the labels are one per token"):
+    with pytest.raises(ValueError, match=r"one per token; take matching='marginal' with feature_layer=-1"):
         tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="class_conditional").train()
+    run = tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="marginal", feature_layer=-1)
+    run.train()
+    assert_matched(run)
 
 
 def tiny_tokenizer():
