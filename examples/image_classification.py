@@ -212,6 +212,7 @@ def draw(plain: dict[str, Any], itra: dict[str, Any], names: list[str], path: Pa
         handles, _ = dots.legend_elements(num=list(range(len(names))))
         figure.legend(handles, names, loc="outside right center", title="class", frameon=False)
     figure.suptitle(f"Features of {len(itra['labels']):,} test images")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
@@ -253,8 +254,8 @@ def main(argv: list[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]
     itra = run(trainer, test)
     print_table(plain, itra, args.seed)
 
+    draw(plain, itra, names, output_dir / "features.png")  # first, so that the card shows it
     save(trainer, data)
-    draw(plain, itra, names, output_dir / "features.png")
     loaded = AutoModelForImageClassification.from_pretrained(output_dir)
     again = Trainer(loaded, plain_args, **common).evaluate()["eval_accuracy"]
     if again != itra["accuracy"]:

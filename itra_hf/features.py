@@ -8,7 +8,7 @@ an input have it once, and the map `(W1 + W2) / 2`.
 The rule on dropout: where one stands before the head, the features are what the head is given, after the dropout.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, Self, cast
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.reader import FeatureReader, attended, masked_mean, probing
+
+FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
 
 
 class HeadNotFoundError(ValueError):
@@ -188,23 +190,26 @@ class HeadInput(FeatureReader):
         return tokens[torch.arange(len(tokens), device=tokens.device), position]
 
 
-def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+def extract_features(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], find: FindReader = HeadInput.find
+) -> Tensor:
     """The features of every example in `batches`, `[rows, d]` on the CPU, in evaluation mode and without gradient.
 
     Args:
         model: a classification model.
         batches: keyword arguments of the model, batch by batch, on the model's device.
+        find: takes the model and the first batch, and gives what reads the features: the classifier's input by default.
 
     Raises:
         HeadNotFoundError: if the model has no linear classification head.
     """
     rows: list[Tensor] = []
-    head_input: HeadInput | None = None
+    reader: FeatureReader | None = None
     for batch in batches:
-        head_input = head_input or HeadInput.find(model, batch)
-        with head_input.attached(), probing(model):
+        reader = reader or find(model, batch)
+        with reader.attached(), probing(model):
             outputs = model(**batch)
-            rows.append(head_input.rows(outputs, batch.get("attention_mask")).float().cpu())
+            rows.append(reader.rows(outputs, batch.get("attention_mask")).float().cpu())
     return torch.cat(rows)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import gather_rows, sum_over_ranks
@@ -109,18 +110,19 @@ class Matching:
         """Whether the cap has to be looked at in a step of this weight."""
         return ramped > 0 and self.args.matching_max_grad_ratio is not None
 
-    def weight(self, ramped: float, squared_norms: Callable[[], Tensor], like: Tensor) -> Tensor:
+    def weight(self, ramped: float, measure: Callable[[], Tensor], like: Tensor) -> Tensor:
         """The weight of a step after the cap, a scalar on the device of `like`.
 
         Args:
             ramped: the weight after the ramp.
-            squared_norms: gives `[2]`, the squared norms of the task's and the matching's feature gradient on this
-                rank; called only where a cap is kept.
+            measure: gives `[4]`, what the cap goes by on this rank: the squared norms of the task's and the matching's
+                feature gradient, and the progress; called only where a cap is kept.
             like: any tensor of the step.
         """
         if self.args.matching_max_grad_ratio is None or not self.is_capped(ramped):
             return like.new_tensor(ramped, dtype=torch.float32)
-        return capped_weight(ramped, sum_over_ranks(squared_norms()), self.args.matching_max_grad_ratio)
+        squared_norms, progress = sum_over_ranks(measure()).split(2)
+        return capped_weight(ramped, squared_norms, progress, self.args.matching_max_grad_ratio)
 
     def note(self, task_loss: Tensor, matching_loss: Tensor, weight: Tensor, share: float) -> None:
         """Add a micro-batch to what is to be logged; it is this share of an optimizer step."""
@@ -169,6 +171,8 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
             "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
             "or matching_max_grad_ratio=None"
         )
+    if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
+        _check_deepspeed(trainer)
     if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
         raise ValueError(
             "train_sampling_strategy='batch_rebalance' makes its own batches, which pairing='class' cannot keep; "
@@ -176,6 +180,18 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
         )
     if trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
         _check_labels(trainer, args, model)
+
+
+def _check_deepspeed(trainer: "ITRATrainer") -> None:
+    """Refuse what hides the task's gradient from the cap under DeepSpeed."""
+    way_out = "set matching_max_grad_ratio=None and a small matching_weight, or train with DDP or FSDP2"
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(f"DeepSpeed's ZeRO stage 3 shards the head's weight, which the cap needs; {way_out}")
+    if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+        raise ValueError(
+            "under DeepSpeed the cap knows the loss that transformers takes of the logits, but not label smoothing or "
+            f"compute_loss_func; {way_out}"
+        )
 
 
 def _check_labels(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:

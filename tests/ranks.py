@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from itra_hf import ITRATrainer
+from itra_hf.diagnostics import Compactness, ITRADiagnosticsCallback
 from itra_hf.distributed import gather_rows
 
 ROWS_PER_STEP = 16
@@ -50,6 +51,9 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     if one_class_per_rank:  # with a sequential order rank 0 gets the first half of each global batch
         rows = [row | {"labels": i % 16 // 8} for i, row in enumerate(rows)]
     keywords = {"matching_loss": energy_distance} if changes.pop("custom", False) else {}
+    measures = changes.pop("measures", None)
+    if measures:
+        keywords["callbacks"] = [ITRADiagnosticsCallback(measures, every=2, max_share=1)]
     per_device = changes.pop("rows_per_step", ROWS_PER_STEP) // world_size
     options = {"max_steps": 6, "logging_steps": 1, "per_device_train_batch_size": per_device, "learning_rate": 0.05}
     options |= {"optim": "sgd", "matching_warmup_ratio": 0.5, "matching_weight": 3.0} | changes
@@ -57,6 +61,7 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     trainer = tiny.trainer(folder / name, model, rows, cls, keywords=keywords, **options)
     trainer.train()
     result = {"weights": full_weights(trainer.model), "log": trainer.state.log_history}
+    result["engine"] = type(trainer.model_wrapped).__name__
     result["sharded"] = all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     if resume_at is not None:
         resumed = tiny.trainer(folder / name, start, rows, cls, keywords=keywords, **options)
@@ -74,10 +79,24 @@ def gather(folder: Path, world_size: int) -> None:
     torch.save({"rows": rows.detach(), "grad": mine.grad}, folder / f"gather-{world_size}-{rank}.pt")
 
 
+def metric(folder: Path, world_size: int) -> None:
+    """evaluate's metric of rows that are spread over the ranks."""
+    rank = distributed.get_rank()
+    options = {"num_process": world_size, "process_id": rank, "experiment_id": "ranks"}
+    distributed_metric = Compactness(cache_dir=str(folder / "metrics"), **options)
+    rows = torch.stack([row["x"] for row in tiny.vectors(30)])
+    labels = torch.arange(30) % tiny.NUM_LABELS
+    for part in torch.arange(30)[rank::world_size].split(7):
+        distributed_metric.add_batch(predictions=rows[part], references=labels[part])
+    distributed.barrier()
+    torch.save(distributed_metric.compute(), folder / f"metric-{world_size}-{rank}.pt")
+
+
 if __name__ == "__main__":
     folder, world_size = Path(sys.argv[1]), int(sys.argv[2])
     for name, changes in json.loads(sys.argv[3]).items():
         run(name, changes, folder, world_size)
     if world_size > 1:
         gather(folder, world_size)
+        metric(folder, world_size)
         distributed.destroy_process_group()

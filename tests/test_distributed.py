@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import accelerate
 import pytest
+import tiny
 import torch
 from packaging.version import Version
 
+from itra_hf.diagnostics import compactness
 from itra_hf.distributed import gather_rows, sum_over_ranks
 
 SCENARIOS = {
@@ -45,6 +48,14 @@ WHOLE = {
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
 SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}
 SHARDED["sharded_resumed"] = SHARDED["sharded_step"] | {"dropout": 0.3, "resume_at": 2, "optim": "adamw_torch"}
+MEASURED = {"measured": {"measures": ["compactness", "gradient_scatter", "over_adaptation"], "optim": "adamw_torch"}}
+UNMEASURED = {"unmeasured": {"optim": "adamw_torch"}}
+ZERO2 = {
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+}
 ODD = {"odd": {"rows": 45, "max_steps": 9}}
 
 
@@ -72,8 +83,8 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    launch(folder, 1, SCENARIOS | ODD)
-    launch(folder, 2, SCENARIOS | ODD | LOCAL | RESUMED | WHOLE | SHARDED)
+    launch(folder, 1, SCENARIOS | ODD | MEASURED)
+    launch(folder, 2, SCENARIOS | ODD | LOCAL | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
@@ -109,6 +120,20 @@ def test_fsdp2_has_the_losses_of_ddp(results, name):
     torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_zero2_has_the_losses_of_ddp(tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    launch(tmp_path, 2, WHOLE)
+    launch(tmp_path, 2, {f"zero2_{name}": changes | {"deepspeed": ZERO2} for name, changes in WHOLE.items()})
+    for name in WHOLE:
+        zero2, ddp = (torch.load(tmp_path / f"{run}-2-0.pt", weights_only=False) for run in (f"zero2_{name}", name))
+        assert zero2["engine"] == "DeepSpeedEngine"
+        for ours, theirs in zip(zero2["log"][:-1], ddp["log"][:-1], strict=True):
+            for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
+        torch.testing.assert_close(zero2["weights"], ddp["weights"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(
     Version(accelerate.__version__) < Version("1.13"), reason="this accelerate does not load FSDP2's state of Adam"
 )
@@ -129,6 +154,33 @@ def test_unequal_row_counts_are_gathered_with_the_gradient_times_the_ranks(resul
     assert torch.equal(second["rows"], expected)
     assert torch.equal(first["grad"], 2 * expected[:3])
     assert torch.equal(second["grad"], 2 * expected[3:])
+
+
+def test_diagnostics_measure_on_two_ranks_what_they_do_on_one(results):
+    def measured(result):
+        return [entry for entry in result["log"] if "gradient_scatter" in entry]
+
+    whole, first, second = (measured(results("measured", *which)) for which in ((1,), (2, 0), (2, 1)))
+    assert [entry["step"] for entry in first] == [0, 2, 4, 6]
+    for one, two, other in zip(whole, first, second, strict=True):
+        names = set(one) - {"diagnostics_share"}
+        assert {name: two[name] for name in names} == {name: other[name] for name in names}
+        of_train = {"gradient_variance", "gradient_norm", "gradient_scatter"}  # in batches half as large
+        of_train |= {"fall_on_batch", "fall_on_fresh", "over_adaptation"}
+        names -= of_train
+        assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=1e-4)
+
+
+def test_diagnostics_on_two_ranks_change_no_bit_of_the_training(results):
+    for rank in (0, 1):
+        measured, unmeasured = results("measured", 2, rank), results("unmeasured", 2, rank)
+        assert torch.equal(measured["weights"], unmeasured["weights"])
+
+
+def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
+    rows = torch.stack([row["x"] for row in tiny.vectors(30)])
+    assert results("metric", 2, 0) == pytest.approx(compactness(rows, torch.arange(30) % tiny.NUM_LABELS))
+    assert results("metric", 2, 1) is None
 
 
 def test_one_process_gathers_nothing():
