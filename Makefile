@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step evidence evidence-quick
+.PHONY: install demo test test-oldest lint format coverage bench-dropout bench-losses bench-sampler bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -36,6 +36,9 @@ format: install
 
 coverage: install
 	$(BIN)/python benchmarks/coverage.py
+
+bench-dropout: install
+	$(BIN)/python benchmarks/dropout.py
 
 bench-losses: install
 	$(BIN)/pip install --quiet --constraint constraints.txt geomloss tqdm torchmetrics
