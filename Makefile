@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step
+.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step bench-collapse
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -47,3 +47,8 @@ bench-sampler: install
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
+
+FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
+
+bench-collapse: install
+	$(BIN)/python benchmarks/collapse.py --fashion_mnist $(FASHION_MNIST) --workers 2

@@ -131,7 +131,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 0.5. `None` (on a command line: `inf`) switches the cap off.
+            task's, default 0.5. Where rows have classes the share is multiplied by how much of them the model predicts
+            by now, from 0.1 at chance to 1 (`guards.learnt_share`). `None` (on a command line: `inf`) switches the
+            cap off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, default 5.

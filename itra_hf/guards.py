@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+LEAST_LEARNT = 0.1
 
 
 def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -20,7 +23,42 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
     return 1.0 if step >= warmup_steps else step / warmup_steps
 
 
-def capped_weight(weight: float, squared_norms: Tensor, max_ratio: float) -> Tensor:
+def log_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of -log p over the rows' own classes, and the number of rows that have one, `[2]`, without gradient.
+
+    Args:
+        logits: `[rows, classes]`.
+        labels: `[rows]`, integers; -100 marks a row without a class.
+    """
+    total = functional.cross_entropy(logits.detach().float(), labels.long(), reduction="sum")
+    return torch.stack([total, (labels != -100).sum()])
+
+
+def learnt_share(summed: Tensor, classes: int) -> Tensor:
+    """How much of the classes the model predicts by now: 0.1 at chance and below, 1 where every row is certain.
+
+    `max(0.1, (p - 1/K) / (1 - 1/K))`, where p is the geometric mean, over the rows, of the probability that the model
+    gives to the row's class, and K the number of classes.
+
+    Features that say little of the classes as yet differ mostly in what the matching wants gone, and a cap that looks
+    at the size of gradients alone lets it take the little that is there.
+
+    Args:
+        summed: the sum of `log_loss` over ranks and micro-batches, `[2]`; without rows the share is 1.
+        classes: K.
+
+    Example:
+        >>> learnt_share(torch.tensor([0.0, 8.0]), 10), learnt_share(torch.tensor([8.0, 8.0]), 2)
+        (tensor(1.), tensor(0.1000))
+        >>> learnt_share(torch.tensor([0.0, 0.0]), 10)
+        tensor(1.)
+    """
+    total, rows = summed.unbind()
+    probability = torch.exp(-total / rows.clamp(min=1))
+    return ((probability - 1 / classes) / (1 - 1 / classes)).clamp(min=LEAST_LEARNT)
+
+
+def capped_weight(weight: float, squared_norms: Tensor, max_ratio: float | Tensor) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
     `min(weight, max_ratio * |task gradient| / |matching gradient|)`

@@ -178,8 +178,13 @@ class ITRATrainer(Trainer):
         micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
         task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
         matching_loss = matching.match(rows, labels)
-        weighed = (task_loss, matching_loss / divisor, matching.features, outputs, labels, self._network)
-        weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
+
+        def measures() -> tuple[Tensor, Tensor]:
+            losses, scale = (task_loss, matching_loss / divisor), self._loss_scale()
+            norms = feature_norms(*losses, matching.features, outputs, labels, self._network, scale)
+            return norms, matching.log_loss(outputs, labels)
+
+        weight = matching.weight(self._ramped_weight(), measures, rows)
         matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
         return task_loss + weight * matching_loss / divisor, outputs
 
@@ -253,7 +258,7 @@ class ITRATrainer(Trainer):
                 return None
             features.attach()
             features.outputs_are_closed = self.is_deepspeed_enabled
-            self._matching = Matching(self.matching_args, loss, features, self._network, self.args.device)
+            self._matching = Matching(self.matching_args, loss, features, self._network, self.args.device, kind)
         return self._matching
 
     def _find_features(self, inputs: Mapping[str, Any]) -> FeatureReader:

@@ -233,22 +233,32 @@ def test_the_ramp_raises_the_weight_step_by_step(tmp_path):
     ids=["bert", "gpt2", "resnet"],
 )
 def test_the_cap_bounds_the_matchings_gradient_at_the_features(tmp_path, model, rows):
-    """Both gradients are taken anew, by autograd on a copy of the model."""
+    """Both gradients are taken anew, by autograd on a copy of the model, one that predicts its labels."""
     torch.manual_seed(0)
-    model, rows = model(), rows(12)
-    twin = copy.deepcopy(model).train()
-    head_input = []
-    head = twin.classifier if hasattr(twin, "classifier") else twin.score
+    model, rows = model().train(), rows(12)
+    head = model.classifier if hasattr(model, "classifier") else model.score
     head = head[-1] if isinstance(head, nn.Sequential) else head
-    head.register_forward_hook(lambda module, args, output: head_input.append(args[0]))
     batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
-    task = twin(**batch).loss
+    with torch.no_grad():
+        logits = copy.deepcopy(model)(**batch).logits
+        head.weight.mul_(3 / logits.std())
+    rows = [row | {"labels": int(guess)} for row, guess in zip(rows, logits.argmax(1), strict=True)]
+    twin = copy.deepcopy(model)
+    head_input = []
+    dict(zip(model.modules(), twin.modules(), strict=True))[head].register_forward_hook(
+        lambda module, args, output: head_input.append(args[0])
+    )
+    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+    outputs = twin(**batch)
+    task, likely = outputs.loss, (-outputs.loss).exp().item()  # the geometric mean of the labels' probabilities
+    learnt = max(0.1, (likely - 1 / 3) / (1 - 1 / 3))
+    assert learnt > 0.1
     full = head_input[0]
     features = full if full.ndim == 2 else full[:, -1]
     (source, target), (ys, yt) = split_pair(features), split_pair(batch["labels"])
     mmd = reference.class_conditional(source, target, ys, yt).float()
     norms = [torch.autograd.grad(loss, full, retain_graph=True)[0].norm().item() for loss in (task, mmd)]
-    expected = 0.25 * norms[0] / norms[1]
+    expected = 0.25 * learnt * norms[0] / norms[1]
 
     options = {"matching_weight": 50.0, "matching_warmup_ratio": 0.0, "matching_max_grad_ratio": 0.25}
     _, run = one_step(tmp_path, model, rows, train_sampling_strategy="sequential", **options)
