@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step bench-collapse
+.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step bench-collapse evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -52,3 +52,13 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 
 bench-collapse: install
 	$(BIN)/python benchmarks/collapse.py --fashion_mnist $(FASHION_MNIST) --workers 2
+
+EVIDENCE ?= --tasks images
+
+evidence: install
+	$(BIN)/python benchmarks/evidence/run.py --tune $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/run.py $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/summarise.py
+
+evidence-quick: install
+	$(BIN)/python benchmarks/evidence/run.py --quick

@@ -8,7 +8,7 @@ an input have it once, and the map `(W1 + W2) / 2`.
 The rule on dropout: where one stands before the head, the features are what the head is given, after the dropout.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, Self, cast
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.reader import FeatureReader, attended, masked_mean, probing
+
+FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
 
 
 class HeadNotFoundError(ValueError):
@@ -123,12 +125,6 @@ class HeadInput(FeatureReader):
         return self.heads[0]
 
     @property
-    def weight(self) -> Tensor:
-        """The linear map from the last forward pass's rows to the logits, `[labels, d]`, without an adapter's part."""
-        weights = torch.stack([head.weight for head in self.heads])
-        return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
-
-    @property
     def inputs(self) -> tuple[Tensor, ...]:
         """What the heads were given in the last forward pass, each tensor once: one, or one for each of two heads."""
         return tuple({id(args[0]): args[0] for args, _ in self._calls.values()}.values())
@@ -138,6 +134,19 @@ class HeadInput(FeatureReader):
         """The head's full input in the last forward pass; the inputs of two heads side by side are a copy."""
         inputs = self.inputs
         return torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0] if inputs else None
+
+    def gradient(self, rows: Tensor, at_logits: Tensor) -> Tensor:
+        """The gradient at the features of the last forward pass, `[rows, d]`, that a gradient at the logits makes.
+
+        An adapter around a head has its part in it, but for the adapter's dropout: that mask is lost with the pass.
+        """
+        heads = nn.ModuleList(self.heads)
+        rows = torch.zeros_like(rows, dtype=next(heads.parameters()).dtype, requires_grad=True)  # for the map is affine
+        widths = [part.shape[-1] for part in self.inputs]
+        parts = rows.split(widths, -1) if len(widths) > 1 else [rows] * len(heads)
+        with probing(heads), torch.enable_grad():
+            logits = torch.stack([head.forward(part) for head, part in zip(self.heads, parts, strict=True)]).mean(0)
+        return torch.autograd.grad(logits, rows, at_logits.to(logits.dtype))[0]
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -181,23 +190,26 @@ class HeadInput(FeatureReader):
         return tokens[torch.arange(len(tokens), device=tokens.device), position]
 
 
-def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+def extract_features(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], find: FindReader = HeadInput.find
+) -> Tensor:
     """The features of every example in `batches`, `[rows, d]` on the CPU, in evaluation mode and without gradient.
 
     Args:
         model: a classification model.
         batches: keyword arguments of the model, batch by batch, on the model's device.
+        find: takes the model and the first batch, and gives what reads the features: the classifier's input by default.
 
     Raises:
         HeadNotFoundError: if the model has no linear classification head.
     """
     rows: list[Tensor] = []
-    head_input: HeadInput | None = None
+    reader: FeatureReader | None = None
     for batch in batches:
-        head_input = head_input or HeadInput.find(model, batch)
-        with head_input.attached(), probing(model):
+        reader = reader or find(model, batch)
+        with reader.attached(), probing(model):
             outputs = model(**batch)
-            rows.append(head_input.rows(outputs, batch.get("attention_mask")).float().cpu())
+            rows.append(reader.rows(outputs, batch.get("attention_mask")).float().cpu())
     return torch.cat(rows)
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from itra_hf.features import HeadInput, logits_of
+from itra_hf.guards import progress
 from itra_hf.reader import FeatureReader
 
 
@@ -32,6 +33,7 @@ def squared_norm(loss: Tensor, at: Sequence[Tensor]) -> Tensor | None:
 def task_squared_norm(
     task_loss: Tensor,
     features: FeatureReader,
+    rows: Tensor,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
@@ -40,14 +42,16 @@ def task_squared_norm(
     """The squared norm of the task's gradient at the head's full input, also where a graph hides it.
 
     In a compiled model features and loss come out of one graph. Then the gradient goes back from the loss to the
-    logits, and from there through the linear head by its weight. Where even the logits lie inside the graph, the loss
-    is computed once more from them, by the rule of transformers; the first time it is checked to be the model's own,
-    up to the number of ranks or of micro-batches. So it is under DeepSpeed, which takes any gradient that passes the
-    model's outputs for the step's own and would reduce it across ranks.
+    logits, from there through the head to the rows, and on to the tokens they were made of. This is the number that
+    eager mode gives, but for dropout inside an adapter around the head, which is left out. Where even the logits lie
+    inside the graph, the loss is computed once more from them, by the rule of transformers; the first time it is
+    checked to be the model's own, up to the number of ranks or of micro-batches. So it is under DeepSpeed, which takes
+    any gradient that passes the model's outputs for the step's own and would reduce it across ranks.
 
     Args:
         task_loss: scalar, as it enters the backward pass.
         features: hold what they read of this forward pass.
+        rows: `[rows, d]`, made of it.
         outputs: what the model returned.
         labels: of the batch.
         model: the model, unwrapped.
@@ -72,28 +76,32 @@ def task_squared_norm(
         (at_logits,) = torch.autograd.grad(task_loss, logits, retain_graph=True, allow_unused=True)
     if at_logits is None:
         at_logits = _gradient_of_known_loss(task_loss, features, logits, labels, model)
-    weight = features.weight.detach()
-    return _squares(at_logits.to(weight.dtype) @ weight) * scale**2
+    at_rows = features.gradient(rows, scale * at_logits).to(rows.dtype)
+    inputs = [tensor for tensor in features.inputs if tensor.requires_grad]
+    gradients = torch.autograd.grad(rows, inputs, at_rows, retain_graph=True)
+    return torch.stack([_squares(gradient) for gradient in gradients]).sum()
 
 
-def feature_norms(
+def cap_measures(
     task_loss: Tensor,
     matching_loss: Tensor,
     features: FeatureReader,
+    rows: Tensor,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
     scale: Tensor | float,
 ) -> Tensor:
-    """The squared norms of the task's and of the matching's gradient at the head's full input, `[2]`.
+    """What the cap goes by, `[4]`: the squared norms of both gradients at the head's full input, and the progress.
 
-    The arguments are those of `task_squared_norm`. Both are 0 where the matching moves nothing: the features are
-    frozen, or its loss does not depend on them.
+    The arguments are those of `task_squared_norm`. The norms, of the task's and of the matching's gradient, are 0
+    where the matching moves nothing: the features are frozen, or its loss does not depend on them.
     """
     matching = squared_norm(scale * matching_loss, features.inputs)
     if matching is None:
-        return torch.zeros(2, device=task_loss.device)
-    return torch.stack([task_squared_norm(task_loss, features, outputs, labels, model, scale), matching])
+        return torch.zeros(4, device=task_loss.device)
+    task = task_squared_norm(task_loss, features, rows, outputs, labels, model, scale)
+    return torch.stack([task, matching, *progress(logits_of(outputs), labels)])
 
 
 def _squares(gradient: Tensor) -> Tensor:

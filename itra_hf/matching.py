@@ -10,8 +10,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import RanksDisagreeError, gather_batches, gather_numbers, sum_over_ranks
-from itra_hf.features import logits_of
-from itra_hf.guards import CollapseWatch, capped_weight, learnt_share, log_loss
+from itra_hf.guards import CollapseWatch, capped_weight
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
 from itra_hf.losses import LOSSES
 from itra_hf.pairing import split_pair
@@ -92,7 +91,6 @@ class Matching:
         features: reads the features of the model in training.
         model: the model, unwrapped.
         device: of the model.
-        kind: what the labels are.
     """
 
     def __init__(
@@ -102,10 +100,8 @@ class Matching:
         features: FeatureReader,
         model: nn.Module,
         device: torch.device,
-        kind: LabelKind | None,
     ) -> None:
         self.args, self.loss, self.features, self.model, self.device = args, loss, features, model, device
-        self._has_classes, self._num_classes = kind == "classes", 2
         self._watch = CollapseWatch()
         self._warned = False
         self._sums = torch.zeros(4, device=device)
@@ -125,28 +121,19 @@ class Matching:
         """Whether the cap has to be looked at in a step of this weight."""
         return ramped > 0 and self.args.matching_max_grad_ratio is not None
 
-    def log_loss(self, outputs: Any, labels: Tensor | None) -> Tensor:
-        """What `guards.learnt_share` is made of, `[2]`; zeros where rows have no class."""
-        logits = logits_of(outputs)
-        if not self._has_classes or labels is None or logits is None:
-            return torch.zeros(2, device=self.device)
-        self._num_classes = logits.shape[1]
-        return log_loss(logits, labels)
-
-    def weight(self, ramped: float, measures: Callable[[], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+    def weight(self, ramped: float, measure: Callable[[], Tensor], like: Tensor) -> Tensor:
         """The weight of a step after the cap, a scalar on the device of `like`.
 
         Args:
             ramped: the weight after the ramp.
-            measures: gives, of this rank, the squared norms of the task's and the matching's feature gradient, `[2]`,
-                and `log_loss`, `[2]`; called only where a cap is kept.
+            measure: gives `[4]`, what the cap goes by on this rank: the squared norms of the task's and the matching's
+                feature gradient, and the progress; called only where a cap is kept.
             like: any tensor of the step.
         """
         if self.args.matching_max_grad_ratio is None or not self.is_capped(ramped):
             return like.new_tensor(ramped, dtype=torch.float32)
-        measured = sum_over_ranks(torch.cat(measures()))
-        learnt = learnt_share(measured[2:], self._num_classes)
-        return capped_weight(ramped, measured[:2], self.args.matching_max_grad_ratio * learnt)
+        squared_norms, progress = sum_over_ranks(measure()).split(2)
+        return capped_weight(ramped, squared_norms, progress, self.args.matching_max_grad_ratio)
 
     def note(self, task_loss: Tensor, matching_loss: Tensor, weight: Tensor, share: float) -> None:
         """Add a micro-batch to what is to be logged; it is this share of an optimizer step."""

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, default_data_collator
 
 from itra_hf import ITRATrainer
+from itra_hf.diagnostics import Compactness, ITRADiagnosticsCallback
 from itra_hf.distributed import RanksDisagreeError, gather_batches
 from itra_hf.losses import class_conditional_mmd
 
@@ -116,6 +117,9 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
         changes |= {"save_strategy": "steps", "save_steps": resume_at}
     may_fail, rows, collator = "unlabelled" in changes, make_rows(kind, changes), Collator()
     keywords = {"data_collator": collator, "matching_loss": MATCHING_LOSSES.get(changes.pop("loss", None))}
+    measures = changes.pop("measures", None)
+    if measures:
+        keywords["callbacks"] = [ITRADiagnosticsCallback(measures, every=2, max_share=1)]
     per_device = changes.pop("rows_per_step", ROWS_PER_STEP) // world_size
     options = {"max_steps": 6, "logging_steps": 1, "per_device_train_batch_size": per_device, "learning_rate": 0.05}
     options |= {"optim": "sgd", "matching_warmup_ratio": 0.5, "matching_weight": 3.0} | changes
@@ -174,6 +178,19 @@ def gather(folder: Path, world_size: int) -> None:
     torch.save(clones | {"grad": mine.grad, "error": message}, folder / f"gather-{world_size}-{rank}.pt")
 
 
+def metric(folder: Path, world_size: int) -> None:
+    """evaluate's metric of rows that are spread over the ranks."""
+    rank = distributed.get_rank()
+    options = {"num_process": world_size, "process_id": rank, "experiment_id": "ranks"}
+    distributed_metric = Compactness(cache_dir=str(folder / "metrics"), **options)
+    rows = torch.stack([row["x"] for row in tiny.vectors(30)])
+    labels = torch.arange(30) % tiny.NUM_LABELS
+    for part in torch.arange(30)[rank::world_size].split(7):
+        distributed_metric.add_batch(predictions=rows[part], references=labels[part])
+    distributed.barrier()
+    torch.save(distributed_metric.compute(), folder / f"metric-{world_size}-{rank}.pt")
+
+
 if __name__ == "__main__":
     folder, world_size = Path(sys.argv[1]), int(sys.argv[2])
     for name, changes in json.loads(sys.argv[3]).items():
@@ -181,5 +198,6 @@ if __name__ == "__main__":
     if world_size > 1:
         collectives(folder, world_size)
         gather(folder, world_size)
+        metric(folder, world_size)
         distributed.barrier()
         os._exit(0)  # the destructors of torch's process groups may abort, or wait for each other for ever

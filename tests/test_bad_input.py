@@ -1,16 +1,14 @@
-"""Whatever comes in, a clear exception or a right result comes out; test_distributed.py has the ranks' share of this."""
+"""Whatever comes in, a clear exception or a right result comes out; test_distributed.py has the ranks' share."""
 
 import math
 
 import pytest
-import reference
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from itra_hf import ITRATrainer
 from itra_hf.losses import LOSSES
 
 CLEAR = (ValueError, TypeError)
@@ -87,8 +85,7 @@ def test_a_run_of_any_settings_is_finite_or_refused(form, kind, batch, rows, cla
         try:
             run = tiny.trainer(folder, model, data, matching=form, logging_steps=1, **sizes, **options)
             run.train()
-        except CLEAR as error:
-            assert len(str(error)) > 20
+        except CLEAR:
             return
     logs = run.state.log_history[:-1]
     assert len(logs) == run.state.global_step

@@ -1,12 +1,14 @@
-"""Compactness: against scatter matrices built row by row in float64, in known cases and in degenerate ones."""
+"""Measures of features: against matrices built row by row, against scikit-learn, in known and in degenerate cases."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
 
-from itra_hf.diagnostics import compactness
+from itra_hf.diagnostics import CompactnessStream, compactness, mode_separation
 
 
 def scatter_matrices(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,10 +46,54 @@ class TestValues:
         result = compactness(features, labels)
         assert result["within_scatter"] + result["between_scatter"] == pytest.approx(features.var(0).sum())
 
+    def test_nc1_is_the_trace_with_the_pseudo_inverse(self, sample):
+        features, labels = sample
+        within, between = scatter_matrices(features, labels)
+        pinv = np.linalg.pinv(between / 60, rcond=1e-10)
+        assert compactness(features, labels)["nc1"] == pytest.approx(np.trace(within / 60 @ pinv) / 4, rel=1e-9)
+
+    def test_nc1_of_equal_classes_is_the_formula_of_the_paper(self, sample):
+        features, labels = sample[0], np.arange(60) % 4
+        means = np.stack([features[labels == c].mean(0) for c in range(4)])
+        deviations, shifts = features - means[labels], means - features.mean(0)
+        within, between = np.cov(deviations.T, bias=True), shifts.T @ shifts / 4
+        expected = np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / 4
+        assert compactness(features, labels)["nc1"] == pytest.approx(expected, rel=1e-9)
+
+    def test_silhouette_is_that_of_scikit_learn(self, sample):
+        assert compactness(*sample)["silhouette"] == pytest.approx(silhouette_score(*sample), rel=1e-9)
+
+    def test_silhouette_of_many_rows_is_that_of_a_sample(self):
+        rng = np.random.default_rng(0)
+        labels = np.arange(3000) % 3
+        features = rng.normal(size=(3000, 4)) + 2 * np.eye(3, 4)[labels]
+        state = torch.get_rng_state()
+        sampled = compactness(features, labels, sample_size=500)
+        assert torch.equal(torch.get_rng_state(), state)
+        exact = compactness(features, labels, sample_size=3000)
+        assert sampled["silhouette"] == pytest.approx(silhouette_score(features, labels), abs=0.03)
+        assert sampled["silhouette"] != exact["silhouette"]
+        assert {**sampled, "silhouette": 0} == {**exact, "silhouette": 0}
+
+    def test_separation_is_the_distance_of_the_nearest_means(self, sample):
+        features, labels = sample
+        means = [features[labels == c].mean(0) for c in range(4)]
+        nearest = min(np.linalg.norm(means[a] - means[b]) for a in range(4) for b in range(a))
+        radius = np.sqrt(compactness(features, labels)["within_scatter"])
+        assert compactness(features, labels)["class_mean_separation"] == pytest.approx(nearest / radius, rel=1e-9)
+
+    def test_separation_of_more_classes_than_are_compared_at_once(self):
+        means = torch.randn(600, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100
+        features = torch.cat([means - 1, means + 1])
+        distances = torch.cdist(means, means).fill_diagonal_(math.inf)
+        result = compactness(features, torch.arange(600).repeat(2))["class_mean_separation"]
+        assert result == pytest.approx(float(distances.min()) / 3**0.5, rel=1e-9)
+
     def test_known_case_with_unequal_classes(self):
         # class means 0 and 4, overall mean 1: within (1 + 1 + 0 + 0) / 4, between (3 * 1 + 1 * 9) / 4
         result = compactness(torch.tensor([[1.0], [-1.0], [0.0], [4.0]]), [0, 0, 0, 1])
-        assert result == {"within_scatter": 0.5, "between_scatter": 3.0, "scatter_ratio": pytest.approx(1 / 6)}
+        expected = {"within_scatter": 0.5, "between_scatter": 3.0, "scatter_ratio": pytest.approx(1 / 6)}
+        assert {name: result[name] for name in expected} == expected
 
     def test_classes_that_are_points_far_apart_are_perfectly_compact(self):
         assert compactness(torch.tensor([[1.0], [1.0], [2.0], [2.0]]), [0, 0, 1, 1])["scatter_ratio"] == 0
@@ -104,6 +150,139 @@ class TestDegenerate:
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_features_that_are_not_finite_give_nan(self, bad):
         assert math.isnan(compactness(torch.tensor([[bad], [1.0], [2.0], [3.0]]), [0, 0, 1, 1])["scatter_ratio"])
+
+    def test_collapsed_features_are_named_so_and_never_compact(self):
+        result = compactness(torch.full((6, 3), 2.0), [0, 0, 1, 1, 2, 2])
+        assert result.pop("collapsed") == 1
+        assert result.pop("within_scatter") == result.pop("between_scatter") == 0
+        assert len(result) == 4
+        assert all(math.isnan(value) for value in result.values())
+
+    def test_coinciding_means_are_not_compact_by_any_measure(self):
+        result = compactness(torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]), [0, 0, 1, 1])
+        assert result["nc1"] == math.inf
+        assert result["class_mean_separation"] == result["collapsed"] == 0
+        assert result["silhouette"] < 0
+
+
+class TestStream:
+    @pytest.mark.parametrize("batch", [1, 7, 60])
+    def test_batches_give_what_all_rows_give_at_once(self, sample, batch):
+        features, labels = sample
+        stream = CompactnessStream()
+        for start in range(0, 60, batch):
+            stream.update(features[start : start + batch], labels[start : start + batch])
+        assert stream.compute() == pytest.approx(compactness(features, labels), rel=1e-9)
+
+    def test_scatter_of_each_class(self, sample):
+        features, labels = sample
+        stream = CompactnessStream()
+        stream.update(features[:30], labels[:30])
+        stream.update(features[30:], labels[30:])
+        expected = {c: features[labels == c].var(0).sum() for c in range(4)}
+        assert stream.class_scatter() == pytest.approx(expected, rel=1e-9)
+
+    def test_memory_does_not_grow_with_the_rows(self):
+        stream, rng = CompactnessStream(sample_size=50), np.random.default_rng(0)
+
+        def numbers_held():
+            return sum(
+                t.numel()
+                for v in vars(stream).values()
+                for t in (v if isinstance(v, tuple) else [v])
+                if isinstance(t, torch.Tensor)
+            )
+
+        held = []
+        for _ in range(20):
+            stream.update(rng.normal(size=(100, 300)), rng.integers(0, 5, 100))
+            held.append(numbers_held())
+        assert held[0] == held[-1] < (5 + 50) * (300 + 4)
+
+    def test_nc1_of_a_sample_comes_close(self):
+        rng = np.random.default_rng(0)
+        labels = np.arange(6000) % 3
+        features = rng.normal(size=(6000, 5)) + 2 * np.eye(3, 5)[labels]
+        stream = CompactnessStream(sample_size=1000)
+        for part in range(0, 6000, 500):
+            stream.update(features[part : part + 500], labels[part : part + 500])
+        streamed, exact = stream.compute(), compactness(features, labels)
+        assert streamed["nc1"] == pytest.approx(exact["nc1"], rel=0.1)
+        for name in ("within_scatter", "between_scatter", "class_mean_separation"):
+            assert streamed[name] == pytest.approx(exact[name], rel=1e-9)
+
+    def test_the_sample_is_uniform(self):
+        stream = CompactnessStream(sample_size=1000)
+        for part in torch.arange(10000.0).split(64):
+            stream.update(part[:, None], torch.zeros(len(part), dtype=torch.long))
+        _, rows, _ = stream._sample
+        assert len(rows.unique()) == 1000
+        assert float(rows.mean()) == pytest.approx(5000, abs=3 * 2887 / 1000**0.5)
+
+    def test_one_class_so_far_is_refused_until_there_are_two(self):
+        stream = CompactnessStream()
+        with pytest.raises(ValueError, match="0 class in 0 rows"):
+            stream.compute()
+        stream.update([[1.0], [2.0]], [0, 0])
+        with pytest.raises(ValueError, match="1 class in 2 rows"):
+            stream.compute()
+        stream.update([[3.0], [4.0]], [1, 1])
+        assert stream.compute()["scatter_ratio"] == pytest.approx(1 / 4)
+
+    def test_batches_of_another_width_are_refused(self):
+        stream = CompactnessStream()
+        stream.update(torch.zeros(2, 3), [0, 1])
+        with pytest.raises(ValueError, match="4 dimensions do not fit those before, 3"):
+            stream.update(torch.zeros(2, 4), [0, 1])
+
+
+class TestModeSeparation:
+    @pytest.fixture
+    def modes(self):
+        rng = np.random.default_rng(0)
+        mode = rng.integers(0, 5, 700)
+        return rng.normal(size=(700, 6)) + 1.2 * np.eye(5, 6)[mode], mode, mode // 2
+
+    def test_is_leave_one_out_knn_within_the_class(self, modes):
+        rows, mode, classes = modes
+        right = 0
+        for i in range(700):
+            others = (classes == classes[i]) & (np.arange(700) != i)
+            knn = KNeighborsClassifier(10, algorithm="brute").fit(rows[others], mode[others])
+            right += int(knn.predict(rows[i : i + 1])[0] == mode[i])
+        chance = sum(np.bincount(mode[classes == c]).max() for c in range(3)) / 700
+        result = mode_separation(rows, mode, classes)
+        assert result["mode_accuracy"] == pytest.approx(right / 700)
+        assert result["mode_chance"] == pytest.approx(chance)
+        assert result["mode_separation"] == pytest.approx((right / 700 - chance) / (1 - chance))
+
+    def test_classes_that_lie_apart_are_no_modes_that_do(self):
+        rng = np.random.default_rng(0)
+        classes, mode = np.arange(400) % 2, rng.integers(0, 2, 400) + np.arange(400) % 2 * 2
+        rows = rng.normal(size=(400, 3)) + 100 * classes[:, None]
+        assert mode_separation(rows, mode)["mode_separation"] > 0.2  # for half of the answer is the class
+        assert mode_separation(rows, mode, classes)["mode_separation"] < 0.05
+
+    def test_collapsed_features_have_no_modes(self):
+        result = mode_separation(torch.ones(6, 2), [0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1])
+        assert math.isnan(result["mode_accuracy"])
+        assert math.isnan(result["mode_separation"])
+
+    def test_a_class_of_one_row_or_one_mode_is_known_by_its_class(self):
+        rows = torch.tensor([[0.0], [0.1], [3.0], [3.1], [9.0]])
+        assert mode_separation(rows, [0, 0, 1, 1, 2], [0, 0, 0, 0, 1], neighbours=1)["mode_accuracy"] == 1
+
+    @pytest.mark.parametrize(
+        ("modes", "classes", "message"),
+        [
+            ([0, 0, 1, 1], [0, 0, 1, 1], "has two modes"),
+            ([0, 1, 0], None, r"\(3,\) do not fit 4 rows"),
+            ([0.5, 1, 0, 1], None, "float64 are not classes"),
+        ],
+    )
+    def test_message_names_the_value(self, modes, classes, message):
+        with pytest.raises(ValueError, match=message):
+            mode_separation(torch.randn(4, 2), modes, classes)
 
 
 class TestErrors:

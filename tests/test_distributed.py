@@ -9,10 +9,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import accelerate
 import pytest
+import tiny
 import torch
+from packaging.version import Version
 
 from itra_hf import ClassPairedSampler
+from itra_hf.diagnostics import compactness
 from itra_hf.distributed import gather_batches, sum_over_ranks
 
 SCENARIOS = {
@@ -66,6 +70,8 @@ WHOLE = {
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
 SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}
 SHARDED["sharded_resumed"] = SHARDED["sharded_step"] | {"dropout": 0.3, "resume_at": 2, "optim": "adamw_torch"}
+MEASURED = {"measured": {"measures": ["compactness", "gradient_scatter", "over_adaptation"], "optim": "adamw_torch"}}
+UNMEASURED = {"unmeasured": {"optim": "adamw_torch"}}
 ZERO2 = {
     "zero_optimization": {"stage": 2},
     "zero_allow_untested_optimizer": True,
@@ -79,7 +85,7 @@ RESUMED = {"resumed": {"resume_at": 5, "max_steps": 10, "dropout": 0.3}}
 
 
 def free_port() -> str:
-    """A port that nobody listens on; accelerate 1.4 cannot choose one itself, and hangs on port 0."""
+    """A port that nobody listens on; older releases of accelerate cannot choose one, and hang on port 0."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
@@ -99,8 +105,8 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    launch(folder, 1, SCENARIOS | LOCAL_BY_HAND)
-    launch(folder, 2, SCENARIOS | LOCAL | ODD | UNEVEN | RESUMED | WHOLE | SHARDED | ERRORS)
+    launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
+    launch(folder, 2, SCENARIOS | LOCAL | ODD | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
@@ -200,6 +206,9 @@ def test_deepspeed_zero2_has_the_losses_of_ddp(tmp_path, monkeypatch):
         torch.testing.assert_close(zero2["weights"], ddp["weights"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.13"), reason="this accelerate does not load FSDP2's state of Adam"
+)
 def test_a_sharded_run_resumed_ends_in_the_same_bits(results):
     result = results("sharded_resumed", 2)
     assert torch.equal(result["weights"], result["uninterrupted"])
@@ -213,6 +222,33 @@ def test_unequal_row_counts_are_gathered_with_the_gradient_times_the_ranks(resul
         assert [labels.tolist() for labels in result["labels"]] == [[[0, 1]] * 3, [[1, 0]]]
         assert torch.equal(result["grad"], 2 * rows[rank])
         assert "rank 0: 8 and 1, rank 1: 8 and -1" in result["error"]
+
+
+def test_diagnostics_measure_on_two_ranks_what_they_do_on_one(results):
+    def measured(result):
+        return [entry for entry in result["log"] if "gradient_scatter" in entry]
+
+    whole, first, second = (measured(results("measured", *which)) for which in ((1,), (2, 0), (2, 1)))
+    assert [entry["step"] for entry in first] == [0, 2, 4, 6]
+    for one, two, other in zip(whole, first, second, strict=True):
+        names = set(one) - {"diagnostics_share"}
+        assert {name: two[name] for name in names} == {name: other[name] for name in names}
+        of_train = {"gradient_variance", "gradient_norm", "gradient_scatter"}  # in batches half as large
+        of_train |= {"fall_on_batch", "fall_on_fresh", "over_adaptation"}
+        names -= of_train
+        assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=1e-4)
+
+
+def test_diagnostics_on_two_ranks_change_no_bit_of_the_training(results):
+    for rank in (0, 1):
+        measured, unmeasured = results("measured", 2, rank), results("unmeasured", 2, rank)
+        assert torch.equal(measured["weights"], unmeasured["weights"])
+
+
+def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
+    rows = torch.stack([row["x"] for row in tiny.vectors(30)])
+    assert results("metric", 2, 0) == pytest.approx(compactness(rows, torch.arange(30) % tiny.NUM_LABELS))
+    assert results("metric", 2, 1) is None
 
 
 def test_one_process_gathers_nothing():

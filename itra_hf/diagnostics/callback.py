@@ -1,0 +1,194 @@
+"""A Trainer callback that measures what a run does to its features, gradients and steps."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+
+from itra_hf.checkpoints import STATE
+from itra_hf.diagnostics.probe import Probe, Rows
+from itra_hf.diagnostics.saved import SavedRun
+from itra_hf.distributed import sum_over_ranks
+
+logger = logging.get_logger(__name__)
+
+MEASURES = ("compactness", "gradient_scatter", "over_adaptation")
+
+
+class ITRADiagnosticsCallback(TrainerCallback):
+    """Measures a run as it trains, logs it like any metric, and changes not one bit of the training.
+
+    One measurement is made before the first step and one after the last; between them, one every `every` steps or at
+    each evaluation. `evaluate()` returns its figures too, so that `metric_for_best_model` can name one. Under
+    `itra_hf.ITRATrainer` it is enough to put the callback into `callbacks=[...]`; under another Trainer it has to be
+    told whose it is:
+
+        trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer))
+
+    Logged, with the prefix `eval_` (`train_` where there is no evaluation set) for what is measured on features:
+
+    - `compactness`: the measures of `itra_hf.diagnostics.compactness`;
+    - with `modes`: those of `mode_separation`;
+    - `gradient_scatter`: those of that function, on `num_batches` mini-batches of the training set;
+    - `over_adaptation`: those of that function, means over pairs of these mini-batches. Each trial step is on the task
+      loss alone, from the present weights and optimizer state; nothing is logged while the learning rate is 0;
+    - `diagnostics_share`: the share of the run's time so far that measuring has taken.
+
+    What the report needs is left in the folder `_diagnostics` of `output_dir`, which Trainer does not push to the Hub,
+    and the run's log in its `trainer_state.json`. All ranks measure the same rows; models whose parameters are sharded
+    over ranks can have `compactness` alone.
+
+    Args:
+        measures: of `"compactness"`, `"gradient_scatter"` and `"over_adaptation"`.
+        every: steps between measurements; None (default) measures at each evaluation.
+        dataset: rows whose features are measured; None is the evaluation set (of several the first), or else the
+            training set.
+        modes: the sub-class of every row of that data set, of which the training knows nothing.
+        max_rows: features of at most this many rows, drawn once.
+        num_batches: mini-batches for the gradients, drawn once.
+        max_share: measuring takes at most this share of the run's time: a measurement is passed over where it would
+            take more. The first and the last are made in any case.
+        report: write the report at the end of training; needs `itra_hf[report]`.
+        seed: of the draws, which leave the global random state alone.
+        trainer: whose callback this is; `ITRATrainer` fills it in.
+
+    Raises:
+        ValueError: for a value outside its range; when training begins, where the trainer is not known, or where rows
+            have no classes.
+        ImportError: where a report is asked for and matplotlib is missing.
+
+    Example:
+        >>> ITRADiagnosticsCallback(("compactness", "gradient_scatter"), every=100).max_share
+        0.1
+        >>> ITRADiagnosticsCallback(["compact"])
+        Traceback (most recent call last):
+        ...
+        ValueError: measure 'compact' is unknown; choose of compactness, gradient_scatter, over_adaptation
+    """
+
+    def __init__(
+        self,
+        measures: Sequence[str] = ("compactness",),
+        *,
+        every: int | None = None,
+        dataset: Any = None,
+        modes: Sequence[Any] | None = None,
+        max_rows: int = 1000,
+        num_batches: int = 8,
+        max_share: float = 0.1,
+        report: bool = False,
+        seed: int = 0,
+        trainer: Trainer | None = None,
+    ) -> None:
+        for name in measures:
+            if name not in MEASURES:
+                raise ValueError(f"measure {name!r} is unknown; choose of {', '.join(MEASURES)}")
+        if every is not None and every < 1:
+            raise ValueError(f"every={every} must be at least 1 step; None measures at each evaluation")
+        if max_rows < 4 or num_batches < 2:
+            raise ValueError(f"max_rows={max_rows} must be at least 4, and num_batches={num_batches} at least 2")
+        if not 0 < max_share <= 1:
+            raise ValueError(f"max_share={max_share} must lie above 0 and at most at 1, the whole run")
+        if report:
+            import itra_hf.report  # noqa: F401  says now what is missing, not after the training
+        self.every, self.max_share, self.report, self.trainer = every, max_share, report, trainer
+        self._sample = (tuple(measures), dataset, modes, max_rows, num_batches, seed)
+        self._probe: Probe | None = None
+        self._step, self._found = -1, dict[str, float]()
+        self._features: Rows | None = None
+        self._begun, self._spent, self._cost, self._skipped = time.perf_counter(), 0.0, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure before the first step; a resumed run keeps what was measured then."""
+        if self.trainer is None:
+            raise ValueError(
+                "ITRADiagnosticsCallback does not know its trainer; "
+                "trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer)) tells it"
+            )
+        self._probe, self._step = None, -1
+        self._begun, self._spent, self._cost, self._skipped = time.perf_counter(), 0.0, 0.0, 0
+        if state.global_step == 0:
+            self._measure(state)
+            self._log(control)
+            if state.is_world_process_zero and self._features is not None:
+                SavedRun(args.output_dir).save_features("before", *self._features, self.trainer.model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure where it is time to, and after the last step."""
+        last = state.global_step >= state.max_steps
+        due = self.every is not None and state.global_step % self.every == 0
+        if last or (due and self._can_afford(args)):
+            self._measure(state)
+            self._log(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Measure at each evaluation, and put the figures beside its own."""
+        if self.trainer is None:
+            return
+        training = self.trainer.is_in_train
+        due = self.every is None and self._step != state.global_step and self._can_afford(args) if training else True
+        if due:
+            self._measure(state)
+            self._log(control)
+        if metrics is not None and self._step == state.global_step:
+            metrics.update(self._found)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save what the report needs, of the model that training leaves; write the report where it was asked for."""
+        if self.trainer is None:
+            return
+        if self._step != state.global_step:  # stopped early; the trackers are closed by now
+            self._measure(state)
+            state.log_history.append(self._found | {"epoch": state.epoch, "step": state.global_step})
+        if args.load_best_model_at_end and state.best_model_checkpoint and self._probe and self._features:
+            self._features = self._probe.features()
+        if state.is_world_process_zero:
+            saved = SavedRun(args.output_dir)
+            if self._features is not None:
+                saved.save_features("after", *self._features, self.trainer.model)
+            saved.save_config(self.trainer, {"diagnostics_share": self._share(), "skipped_measurements": self._skipped})
+            state.save_to_json(str(Path(args.output_dir) / STATE))
+            if self.report:
+                from itra_hf.report import write_report
+
+                logger.warning(f"The report is {write_report(Path(args.output_dir))}")
+
+    def _measure(self, state: Any) -> None:
+        """Measure, and keep the figures and the features."""
+        start = time.perf_counter()
+        if self._probe is None and self.trainer is not None:
+            self._probe = Probe(self.trainer, *self._sample)
+        if self._probe is not None:
+            self._found, self._features = self._probe.measure()
+            self._step = state.global_step
+        self._cost = time.perf_counter() - start
+        self._spent += self._cost
+        if state.global_step > 0 and self.trainer is not None and self.trainer.is_in_train:
+            self._found["diagnostics_share"] = self._share()
+
+    def _share(self) -> float:
+        return self._spent / (time.perf_counter() - self._begun)
+
+    def _can_afford(self, args: Any) -> bool:
+        """Whether one more measurement keeps below the share, on every rank."""
+        elapsed = time.perf_counter() - self._begun
+        short = self._spent + self._cost > self.max_share * (elapsed + self._cost)
+        if not sum_over_ranks(torch.tensor(float(short), device=args.device)):
+            return True
+        if self._skipped == 0:
+            logger.warning(
+                f"A measurement of {self._cost:.2g} s is passed over: measuring has taken {self._spent:.2g} s of "
+                f"{elapsed:.2g} s, and max_share={self.max_share}. Measure less often, or raise max_share."
+            )
+        self._skipped += 1
+        return False
+
+    def _log(self, control: Any) -> None:
+        if self.trainer is not None:
+            should_log = control.should_log  # which logging sets to False: the training loss is still to come
+            self.trainer.log(dict(self._found))
+            control.should_log = should_log

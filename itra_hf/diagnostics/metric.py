@@ -1,0 +1,76 @@
+"""Compactness as a metric of the library evaluate, which needs no internet."""
+
+from typing import Any
+
+import numpy as np
+from datasets import Features, Sequence, Value
+from evaluate import Metric, MetricInfo
+
+from itra_hf.diagnostics.scatter import compactness
+
+DESCRIPTION = "How tightly the rows of each class lie around their mean, against how far the class means lie apart."
+
+INPUTS = """
+Args:
+    {vectors}: one vector a row, `[n, d]`: features, or logits.
+    references: the class of each row, `[n]`, as integers or strings.
+
+Returns:
+    what `itra_hf.diagnostics.compactness` returns.
+"""
+
+CITATION = """\
+@article{papyan2020prevalence,
+  title   = {Prevalence of neural collapse during the terminal phase of deep learning training},
+  author  = {Papyan, Vardan and Han, X. Y. and Donoho, David L.},
+  journal = {Proceedings of the National Academy of Sciences},
+  volume  = {117},
+  number  = {40},
+  pages   = {24652--24663},
+  year    = {2020}
+}"""
+
+
+class Compactness(Metric):
+    """`compactness` as an `evaluate.Metric`: made without a download, for `compute_metrics` and `evaluate.combine`.
+
+    The vectors are the metric's `predictions`. `Compactness("features")` calls them `features` instead, so that it
+    combines with metrics whose predictions are classes. In `compute_metrics` the predictions are the logits, unless
+    `preprocess_logits_for_metrics` puts something else in their place.
+
+    Args:
+        config_name: `"default"` or `"features"`.
+
+        The other parameters are evaluate's; `num_process`, `process_id` and `experiment_id` compute the metric over
+        several processes that share a file system.
+
+    Raises:
+        ValueError: for another `config_name`.
+
+    Example:
+        >>> rows, labels = [[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0]], [0, 0, 1, 1]
+        >>> Compactness().compute(predictions=rows, references=labels)["scatter_ratio"]
+        0.25
+        >>> metric = Compactness("features")
+        >>> metric.add_batch(features=rows, references=labels)
+        >>> metric.compute()["scatter_ratio"]
+        0.25
+    """
+
+    def _info(self) -> MetricInfo:
+        names = {"default": "predictions", "features": "features"}
+        if self.config_name not in names:
+            raise ValueError(f"config_name={self.config_name!r} is unknown; choose one of {', '.join(names)}")
+        vectors = names[self.config_name]
+        kinds = ("int64", "string")
+        return MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS.format(vectors=vectors),
+            features=[Features({vectors: Sequence(Value("float32")), "references": Value(kind)}) for kind in kinds],
+            reference_urls=["https://arxiv.org/abs/2211.13332", "https://arxiv.org/abs/2008.08186"],
+        )
+
+    def _compute(self, references: Any, **vectors: Any) -> dict[str, float]:
+        (rows,) = vectors.values()
+        return compactness(np.asarray(rows, dtype=np.float32), references)

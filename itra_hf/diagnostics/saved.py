@@ -1,0 +1,76 @@
+"""What the diagnostics leave in a run's folder for the report: features before and after, and the settings."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import Trainer
+
+from itra_hf.config import MatchingArguments
+
+FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
+
+# What the report shows of the training arguments: no path and no token among them.
+SETTINGS = (
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "seed",
+)
+
+
+class SavedRun:
+    """The folder `_diagnostics` of a run.
+
+    Args:
+        output_dir: the run's folder.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.folder = Path(output_dir) / FOLDER
+
+    def save_features(self, when: str, rows: Tensor, labels: Tensor, model: Any) -> None:
+        """Save the features `"before"` or `"after"` training, `[n, d]`, with labels and names of the classes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
+        names = np.array([str(id2label.get(label, label)) for label in labels.tolist()])
+        arrays = {"features": rows.numpy(), "labels": labels.numpy(), "names": names}
+        np.savez_compressed(self.folder / f"{when}.npz", allow_pickle=False, **arrays)
+
+    def features(self, when: str) -> dict[str, np.ndarray] | None:
+        """What was saved under `"before"` or `"after"`; None where nothing was."""
+        path = self.folder / f"{when}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def save_config(self, trainer: Trainer, others: dict[str, Any]) -> None:
+        """Save the settings of the run, the matching's where it has any."""
+        args = trainer.args
+        names = [*SETTINGS, *(field.name for field in fields(MatchingArguments) if isinstance(args, MatchingArguments))]
+        values = {name: getattr(args, name) for name in names} | {"processes": args.world_size}
+        state = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
+        best = trainer.state.best_global_step if args.load_best_model_at_end else None
+        facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(facts | state | others | {"settings": values}, indent=2, default=str)
+        (self.folder / "config.json").write_text(text, encoding="utf-8")
+
+    def config(self) -> dict[str, Any]:
+        """The settings that were saved; empty where none were."""
+        path = self.folder / "config.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

@@ -1,0 +1,172 @@
+"""The report of a finished run, or of a comparison: one HTML file that needs nothing else, and its pictures as PNG.
+
+Needs `pip install itra_hf[report]`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+try:
+    import jinja2
+    import matplotlib  # noqa: F401  what the modules below draw with
+except ImportError as error:
+    raise ImportError(f"the report needs {error.name}; pip install 'itra_hf[report]'") from error
+
+from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures
+from itra_hf.report.drawing import Picture
+from itra_hf.report.maps import both_maps, feature_maps, page_legend, scatter_of_classes
+from itra_hf.report.run_pictures import run_pictures
+from itra_hf.report.runs import Run
+
+COMPARISON = "comparison.json"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write the report of a finished run into its folder.
+
+    It shows what was logged in `trainer_state.json`, and, of a run with an `ITRADiagnosticsCallback`, the features
+    before and after training and the settings. No model is loaded.
+
+    Args:
+        run_dir: the run's `output_dir`.
+
+    Returns:
+        The path of `report.html`. Beside it lie the pictures in the folder `report`, and `features.png`, the features
+        before and after training, where they were saved.
+
+    Raises:
+        FileNotFoundError: if the folder holds no `trainer_state.json`.
+    """
+    folder = Path(run_dir)
+    run = Run(folder)
+    collapsed = run.collapsed_at()
+    warning = f"The features had collapsed to one point at step {', '.join(map(str, collapsed))}: they are useless."
+    maps = feature_maps(run)
+    features, saved = both_maps(run), run.before if run.after is None else run.after
+    if features is not None:
+        features.save(folder)
+    return _write(
+        folder / "report.html",
+        title=f"Run {run.name}",
+        subtitle=_subtitle(run),
+        warnings=[warning] if collapsed else [],
+        tables=[_figures(run)] if run.figures() else [],
+        sections=[
+            _section("Curves", run_pictures(run), folder),
+            _section("Features", maps, folder) | {"legend": page_legend(saved) if saved is not None else []},
+            _section("Classes", [scatter_of_classes(run)], folder),
+        ],
+        settings=run.settings,
+    )
+
+
+def write_comparison(results: str | Path) -> Path:
+    """Write the report of Trainer beside ITRATrainer.
+
+    Args:
+        results: the `comparison.json` of `itra-hf compare`; the folders of its runs are read where they are there.
+
+    Returns:
+        The path of `comparison.html`, beside the json. Next to it lies `comparison.png`, the paired differences.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(results)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    folder = path.parent
+    differences = difference_picture(content)
+    differences.save(folder)
+    maps, legend = map_pictures(content, folder)
+    return _write(
+        folder / "comparison.html",
+        title="Trainer beside ITRATrainer",
+        subtitle=f"{content['model']} on {content['dataset']} ({content['task']})",
+        sentence=content["sentence"],
+        tables=[_differences(content), _runs(content)],
+        sections=[
+            _section("Paired by seed", [differences, *comparison_pictures(content, folder)], folder),
+            _section("Features", maps, folder) | {"legend": legend},
+        ],
+        settings=content["settings"],
+    )
+
+
+def main(argv: list[str]) -> Path:
+    """`itra-hf report FOLDER`: of a run, or of a comparison where the folder holds a `comparison.json`."""
+    parser = argparse.ArgumentParser(prog="itra-hf report", description="Write the report of a run or a comparison.")
+    parser.add_argument("folder", type=Path, help="the run's output_dir, or that of itra-hf compare")
+    folder = parser.parse_args(argv).folder
+    try:
+        page = write_comparison(folder / COMPARISON) if (folder / COMPARISON).exists() else write_report(folder)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    print(page)
+    return page
+
+
+def _write(path: Path, **content: Any) -> Path:
+    loader = jinja2.PackageLoader("itra_hf.report", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page = environment.get_template("page.html.jinja")
+    defaults: dict[str, Any] = {"warnings": [], "sentence": "", "version": version("itra_hf")}
+    path.write_text(page.render(defaults | content), encoding="utf-8")
+    return path
+
+
+def _section(title: str, pictures: Sequence[Picture | None], folder: Path) -> dict[str, Any]:
+    drawn = [picture.save(folder / "report") for picture in pictures if picture is not None]
+    return {"title": title, "pictures": drawn, "legend": []}
+
+
+def _subtitle(run: Run) -> str:
+    config = run.config
+    steps = max((int(entry["step"]) for entry in run.history), default=0)
+    parts = [f"{config['model']}, trained by {config['trainer']}" if config else "", f"{steps:,} steps"]
+    if "diagnostics_share" in config:
+        parts.append(f"measuring took {config['diagnostics_share']:.1%} of the time")
+    if config.get("skipped_measurements"):
+        parts.append(f"{config['skipped_measurements']} measurements passed over to keep it so")
+    return "; ".join(part for part in parts if part)
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    rows = [(name.removeprefix("eval_"), _digits(first), _digits(last)) for name, first, last in run.figures()]
+    return {
+        "title": "On the evaluation set",
+        "head": ["", "first", "last"],
+        "rows": rows,
+        "note": "The first and the last that was logged. One run proves nothing: compare several seeds.",
+    }
+
+
+def _differences(content: dict[str, Any]) -> dict[str, Any]:
+    rows = []
+    for name, entry in content["differences"].items():
+        interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
+        means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
+        rows.append((name, *means, interval))
+    head = ["mean of the seeds", "Trainer", "ITRATrainer", "difference", "95 % interval"]
+    note = "Differences are ITRATrainer minus Trainer, paired by seed."
+    return {"title": "Differences", "head": head, "rows": rows, "note": note}
+
+
+def _runs(content: dict[str, Any]) -> dict[str, Any]:
+    names = list(content["differences"])
+    rows = [
+        (run["seed"], run["trainer"], *(_digits(run["metrics"].get(name)) for name in names), f"{run['seconds']:.1f}")
+        for run in content["runs"]
+    ]
+    return {"title": "Every run", "head": ["seed", "trainer", *names, "seconds"], "rows": rows, "note": ""}
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3g}"

@@ -1,0 +1,113 @@
+"""The pictures of a comparison: paired differences, every pair, curves of all seeds, and both feature maps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from itra_hf.report.drawing import Picture, finish
+from itra_hf.report.maps import page_legend, pca_map
+from itra_hf.report.runs import Run
+
+TRAINERS = ("Trainer", "ITRATrainer")
+STYLES = {"Trainer": ("C1", "--"), "ITRATrainer": ("C0", "-")}
+
+# In the order in which they are shown; metrics of the user's come first, with the one that the verdict is about.
+CURVES = {"eval_loss": "evaluation loss", "eval_scatter_ratio": "within / between scatter"}
+
+
+def difference_picture(content: dict[str, Any]) -> Picture:
+    """The paired difference of every metric: a dot for each seed, the mean and its interval."""
+    differences = {name: entry for name, entry in content["differences"].items() if entry["values"]}
+
+    def draw(figure: Figure) -> None:
+        rows = figure.subplots(len(differences), 1, squeeze=False)[:, 0]
+        for axes, (name, entry) in zip(rows, differences.items(), strict=True):
+            values = entry["values"]
+            axes.axvline(0, color="C7", linewidth=1)
+            axes.plot(values, np.full(len(values), 0.3), "o", color="C0", alpha=0.7, markersize=5)
+            if entry["low"] is not None:
+                axes.plot([entry["low"], entry["high"]], [-0.3, -0.3], color="C3", linewidth=2)
+            axes.plot(entry["difference"], -0.3, "D", color="C3", markersize=5)
+            reach = 1.15 * max(abs(each) for each in (*values, entry["low"] or 0, entry["high"] or 0)) or 1.0
+            axes.set(xlim=(-reach, reach), ylim=(-0.8, 0.8), yticks=[], title=name)
+            axes.title.set_fontsize(9.5)
+            axes.tick_params(labelsize=8)
+            axes.spines["left"].set_visible(False)
+            axes.locator_params(axis="x", nbins=6)
+        rows[-1].set_xlabel("ITRATrainer minus Trainer")
+
+    caption = "Every dot is a seed; the diamond is their mean, the bar its 95 % interval. Left of the line is less."
+    told = [f"{name}: {entry['difference']:+.3g} in the mean." for name, entry in differences.items()]
+    alt = f"Paired differences, ITRATrainer minus Trainer, of {len(content['runs']) // 2} seeds. {' '.join(told)}"
+    return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
+
+
+def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
+    """Every pair of runs, and the curves of those runs whose folders are there."""
+    runs = [(entry, _run(folder / entry["folder"])) for entry in content["runs"]]
+    curves = [_curves(runs, name, label) for name, label in CURVES.items()]
+    return [_pairs(content), *(picture for picture in curves if picture is not None)]
+
+
+def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], list[dict[str, Any]]]:
+    """The maps after training of the first seed whose runs saved their features, and the legend of the classes."""
+    for seed in dict.fromkeys(entry["seed"] for entry in content["runs"]):
+        runs = {entry["trainer"]: _run(folder / entry["folder"]) for entry in content["runs"] if entry["seed"] == seed}
+        saved = {trainer: run.after for trainer, run in runs.items() if run is not None and run.after is not None}
+        if len(saved) == len(TRAINERS):
+            pictures = [
+                pca_map(saved[trainer], f"map-{trainer}", f"{trainer}, seed {seed}, after training")
+                for trainer in TRAINERS
+            ]
+            return pictures, page_legend(saved[TRAINERS[0]])
+    return [], []
+
+
+def _run(folder: Path) -> Run | None:
+    try:
+        return Run(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _pairs(content: dict[str, Any]) -> Picture:
+    """The main metric of both trainers, a line for each seed."""
+    name = content["metric"]
+    values = {(entry["trainer"], entry["seed"]): entry["metrics"].get(name) for entry in content["runs"]}
+    seeds = content["differences"].get(name, {"seeds": []})["seeds"]
+    pairs = {seed: [values[trainer, seed] for trainer in TRAINERS] for seed in seeds}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for pair in pairs.values():
+            axes.plot([0, 1], pair, "o-", color="C0", alpha=0.6, markersize=5, linewidth=1.3)
+        axes.set(xlim=(-0.3, 1.3), ylabel=name)
+        axes.set_xticks([0, 1], TRAINERS)
+
+    alt = f"Line for each of {len(pairs)} seeds from the {name} of Trainer to that of ITRATrainer."
+    better = "Up" if content["greater_is_better"] else "Down"
+    return Picture("pairs", f"Pairs: {name}", f"A line joins the two runs of a seed. {better} is better.", alt, draw)
+
+
+def _curves(runs: list[tuple[dict[str, Any], Run | None]], name: str, label: str) -> Picture | None:
+    """A series of every run, one colour for each trainer."""
+    series = [(entry["trainer"], run.series(name)) for entry, run in runs if run is not None]
+    series = [(trainer, (steps, values)) for trainer, (steps, values) in series if len(steps) > 1]
+    if not series:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes, seen = figure.subplots(), set[str]()
+        for trainer, (steps, values) in series:
+            colour, dashes = STYLES[trainer]
+            legend = None if trainer in seen else trainer
+            axes.plot(steps, values, dashes, color=colour, alpha=0.75, linewidth=1.3, label=legend)
+            seen.add(trainer)
+        finish(axes, label, log=all(value > 0 for _, (_, values) in series for value in values))
+
+    ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in TRAINERS}
+    told = [f"{trainer} ends at {np.mean(values):.3g} in the mean." for trainer, values in ends.items() if values]
+    alt = f"Line chart of the {label} over the steps, a line for each run. {' '.join(told)}"
+    return Picture(name, label[0].upper() + label[1:], "A line for each run.", alt, draw)

@@ -1,0 +1,217 @@
+"""Maps of the features in two dimensions, their legend, and the scatter of each class."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from itra_hf.report.drawing import COLOURS, WIDTH, Picture, plain_log_ticks
+from itra_hf.report.runs import Run, class_scatters
+
+MARKERS = "os^DvPX*"
+MARKER_PATHS = (  # the same in the page's legend, in a square of 16
+    "M8 2a6 6 0 1 0 0 12a6 6 0 1 0 0-12",
+    "M3 3h10v10h-10z",
+    "M8 2l6.5 11.5h-13z",
+    "M8 1l6 7l-6 7l-6-7z",
+    "M8 14l6.5-11.5h-13z",
+    "M6 2h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+    "M2 4.5l2.5-2.5l3.5 3.5l3.5-3.5l2.5 2.5l-3.5 3.5l3.5 3.5l-2.5 2.5l-3.5-3.5l-3.5 3.5l-2.5-2.5l3.5-3.5z",
+    "M8 1l2 4.8l5.2.4l-4 3.4l1.2 5l-4.4-2.7l-4.4 2.7l1.2-5l-4-3.4l5.2-.4z",
+)
+IN_PICTURE = 10  # up to this many classes the picture itself holds the legend
+MOST_CLASSES = 100  # of more classes, the scatter of the widest is shown
+
+Saved = dict[str, np.ndarray]
+
+
+def class_styles(saved: Saved) -> list[dict[str, Any]]:
+    """Colour, marker, number and name of every class; 80 classes look different."""
+    labels = np.unique(saved["labels"])
+    names = [str(saved["names"][saved["labels"] == label][0]) for label in labels]
+    return [
+        {
+            "label": label,
+            "number": index,
+            "name": name,
+            "colour": COLOURS[index % 10],
+            "marker": MARKERS[index // 10 % 8] if len(labels) > IN_PICTURE else MARKERS[index % 8],
+            "path": MARKER_PATHS[index // 10 % 8] if len(labels) > IN_PICTURE else MARKER_PATHS[index % 8],
+        }
+        for index, (label, name) in enumerate(zip(labels, names, strict=True))
+    ]
+
+
+def page_legend(saved: Saved) -> list[dict[str, Any]]:
+    """The classes that the page has to name, because the pictures have no room to."""
+    styles = class_styles(saved)
+    return styles if len(styles) > IN_PICTURE else []
+
+
+def principal_axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `[n, d]` along their first two principal axes, `[n, 2]`, and the share of the scatter along each."""
+    centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
+    left, scales, _ = np.linalg.svd(centred, full_matrices=False)
+    points = np.zeros((len(rows), 2))
+    points[:, : len(scales[:2])] = left[:, :2] * scales[:2]
+    shares = np.zeros(2)
+    shares[: len(scales[:2])] = scales[:2] ** 2 / max(float((scales**2).sum()), 1e-300)
+    return points, shares
+
+
+def feature_maps(run: Run) -> list[Picture]:
+    """Maps before and after training, by principal axes, and by UMAP where that is installed."""
+    pictures = []
+    for when, saved in (("before", run.before), ("after", run.after)):
+        if saved is not None:
+            pictures.append(pca_map(saved, f"map-{when}", f"Features {when} training{_best(run, when)}"))
+    if find_spec("umap"):
+        for when, saved in (("before", run.before), ("after", run.after)):
+            if saved is not None:
+                pictures.append(_umap_map(saved, f"umap-{when}", f"Features {when} training, by UMAP"))
+    return pictures
+
+
+def both_maps(run: Run) -> Picture | None:
+    """The maps before and after training in one picture, as a model card shows it."""
+    if run.before is None or run.after is None:
+        return None
+    sides = [("before training", run.before), ("after training", run.after)]
+    return side_by_side(sides, "features", "Features before and after training")
+
+
+def side_by_side(sides: list[tuple[str, Saved]], name: str, title: str) -> Picture:
+    """Maps of several sets of features in one picture."""
+    points = [principal_axes(saved["features"]) for _, saved in sides]
+
+    def draw(figure: Figure) -> None:
+        every = np.atleast_1d(figure.subplots(1, len(sides)))
+        for axes, (label, saved), (at, shares) in zip(every, sides, points, strict=True):
+            _scatter(axes, saved, at)
+            axes.set(title=label, **_axis_names(shares))
+        _legend(figure, sides[0][1])
+
+    alt = f"Maps of the features along their first two principal axes, {' and '.join(label for label, _ in sides)}."
+    return Picture(name, title, "", alt, draw, height=5.0, width=2 * WIDTH)
+
+
+def pca_map(saved: Saved, name: str, title: str) -> Picture:
+    """The map of features along their first two principal axes."""
+    points, shares = principal_axes(saved["features"])
+    caption = f"{len(points):,} rows along the two directions of most scatter, {shares.sum():.0%} of it in all."
+    return _map(saved, points, name, title, caption, _axis_names(shares))
+
+
+def _umap_map(saved: Saved, name: str, title: str) -> Picture:
+    from umap import UMAP
+
+    points = UMAP(n_neighbors=min(15, len(saved["features"]) - 1), random_state=0, n_jobs=1)
+    caption = "UMAP keeps neighbours together; distances between groups and their sizes mean little."
+    names = {"xlabel": "UMAP 1", "ylabel": "UMAP 2"}
+    return _map(saved, points.fit_transform(saved["features"]), name, title, caption, names)
+
+
+def _map(saved: Saved, points: np.ndarray, name: str, title: str, caption: str, names: dict[str, str]) -> Picture:
+    styles = class_styles(saved)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _scatter(axes, saved, points)
+        axes.set(**names)
+        _legend(figure, saved)
+
+    if len(styles) > IN_PICTURE:
+        caption += " Numbers stand at class means, where there is room; the list below names them."
+    alt = f"Scatter plot of {len(points)} rows of {len(styles)} classes, coloured by class. {caption}"
+    return Picture(name, title, caption, alt, draw, height=4.6 if len(styles) > IN_PICTURE else 4.9)
+
+
+def _scatter(axes: Axes, saved: Saved, points: np.ndarray) -> None:
+    styles, finite = class_styles(saved), np.isfinite(points).all(1)
+    size = float(np.clip(4000 / max(len(points), 1), 5, 22))
+    for style in styles:
+        x, y = points[(saved["labels"] == style["label"]) & finite].T
+        axes.scatter(x, y, s=size, c=style["colour"], marker=style["marker"], alpha=0.7, linewidths=0)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(alpha=0.6)
+    axes.tick_params(labelsize=8)
+    if len(styles) > IN_PICTURE:
+        _number(axes, styles, saved, points)
+
+
+def _number(axes: Axes, styles: list[dict[str, Any]], saved: Saved, points: np.ndarray) -> None:
+    """Numbers at the class means, as many as do not cover each other."""
+    room = np.ptp(points, 0).max() * 0.055
+    placed: list[np.ndarray] = []
+    halo = [patheffects.withStroke(linewidth=2.2, foreground=mpl.rcParams["axes.facecolor"])]
+    for style in styles:
+        mean = points[saved["labels"] == style["label"]].mean(0)
+        if np.isfinite(mean).all() and all(np.abs(mean - other).max() > room for other in placed):
+            placed.append(mean)
+            axes.text(mean[0], mean[1], str(style["number"]), ha="center", va="center", fontsize=7.5, path_effects=halo)
+
+
+def _legend(figure: Figure, saved: Saved) -> None:
+    styles = class_styles(saved)
+    if len(styles) <= IN_PICTURE:
+        handles = [
+            Line2D(
+                [], [], color=style["colour"], marker=style["marker"], linestyle="", markersize=5, label=_short(style)
+            )
+            for style in styles
+        ]
+        columns = 5 if max(len(_short(style)) for style in styles) <= 7 else 2
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8.5, handletextpad=0.2)
+
+
+def _short(style: dict[str, Any]) -> str:
+    name = str(style["name"])
+    return name if len(name) <= 22 else f"{name[:21]}…"
+
+
+def _axis_names(shares: np.ndarray) -> dict[str, str]:
+    names = [f"{which} principal axis ({share:.0%})" for which, share in zip(("1st", "2nd"), shares, strict=True)]
+    return {"xlabel": names[0], "ylabel": names[1]}
+
+
+def _best(run: Run, when: str) -> str:
+    best = run.config.get("best_step")
+    return f" (best checkpoint, step {best})" if when == "after" and best else ""
+
+
+def scatter_of_classes(run: Run) -> Picture | None:
+    """The scatter within each class before and after training."""
+    if run.after is None:
+        return None
+    after = class_scatters(run.after)
+    before = class_scatters(run.before) if run.before is not None else {}
+    shown = sorted(after, key=after.__getitem__)[-MOST_CLASSES:]
+    if not shown:
+        return None
+    largest = max(len(name) for name in shown)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        rows = range(len(shown))
+        if before:
+            old = [before.get(name, float("nan")) for name in shown]
+            axes.hlines(rows, old, [after[name] for name in shown], color="C7", linewidth=1, alpha=0.6)
+            axes.plot(old, rows, "o", color="C7", markersize=4, fillstyle="none", label="before")
+        axes.plot([after[name] for name in shown], rows, "o", color="C0", markersize=4, label="after")
+        axes.set(xscale="log", xlabel="scatter within the class / between all classes", ylim=(-0.7, len(shown) - 0.3))
+        axes.set_yticks(rows, [name if len(name) <= 26 else f"{name[:25]}…" for name in shown])
+        axes.tick_params(axis="y", labelsize=8 if largest > 12 else 9)
+        plain_log_ticks(axes.xaxis)
+        if before:
+            figure.legend(loc="outside upper right", ncols=2, fontsize=8.5)
+
+    which = f"The {len(shown)} widest of {len(after)} classes. " if len(shown) < len(after) else ""
+    caption = f"{which}How far the rows of each class lie from their mean; further left is more compact."
+    ends = [f"{name} {after[name]:.3g}" for name in (shown[0], shown[-1])]
+    alt = f"Dot plot of {len(shown)} classes. The most compact after training: {ends[0]}; the widest: {ends[1]}."
+    return Picture("classes", "Scatter of each class", caption, alt, draw, height=1.3 + 0.19 * len(shown))

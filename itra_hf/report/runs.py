@@ -1,0 +1,85 @@
+"""What a finished run left in its folder, read without loading a model or a pickle."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from itra_hf.checkpoints import STATE, last_whole_checkpoint
+from itra_hf.diagnostics.saved import SavedRun
+
+Series = tuple[list[int], list[float]]  # steps and values
+
+
+class Run:
+    """A run's log, settings and features.
+
+    Args:
+        folder: the run's `output_dir`; `trainer_state.json` is taken from it, or from its newest whole checkpoint.
+
+    Raises:
+        FileNotFoundError: if neither holds one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / STATE
+        checkpoint = None if path.exists() else last_whole_checkpoint(str(folder))
+        if checkpoint is not None:
+            path = Path(checkpoint) / STATE
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{folder} holds no {STATE}, and no whole checkpoint either; call trainer.save_state() after training, "
+                "or put an ITRADiagnosticsCallback into the run"
+            )
+        saved = SavedRun(folder)
+        self.name = folder.resolve().name
+        self.history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        self.config = saved.config()
+        self.before, self.after = saved.features("before"), saved.features("after")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that were saved."""
+        return dict(self.config.get("settings", {}))
+
+    def series(self, name: str) -> Series:
+        """The finite values logged under a name, and their steps; of several at one step the last."""
+        values = {int(entry["step"]): float(entry[name]) for entry in self.history if name in entry}
+        values = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
+        return list(values), list(values.values())
+
+    def feature_series(self, name: str) -> Series:
+        """A measure of the features, on the evaluation set or else on the training set."""
+        steps, values = self.series(f"eval_{name}")
+        return (steps, values) if steps else self.series(f"train_{name}")
+
+    def collapsed_at(self) -> list[int]:
+        """The steps at which the features were found collapsed."""
+        steps, values = self.feature_series("collapsed")
+        return [step for step, value in zip(steps, values, strict=True) if value]
+
+    def figures(self) -> list[tuple[str, float, float]]:
+        """The name, the first and the last value of everything that was measured on the evaluation set."""
+        names = dict.fromkeys(name for entry in self.history for name in entry if _is_figure(name))
+        found = [(name, self.series(name)[1]) for name in names]
+        return [(name, values[0], values[-1]) for name, values in found if values]
+
+
+def class_scatters(saved: dict[str, np.ndarray]) -> dict[str, float]:
+    """The scatter within each class over the scatter between all classes, by the class's name."""
+    rows, labels = saved["features"].astype(np.float64), saved["labels"]
+    rows = rows - rows.mean(0)
+    within, between = {}, 0.0
+    for label in np.unique(labels):
+        members = rows[labels == label]
+        mean = members.mean(0)
+        within[str(saved["names"][labels == label][0])] = float(((members - mean) ** 2).sum(1).mean())
+        between += len(members) * float(mean @ mean) / len(rows)
+    return {name: scatter / between for name, scatter in within.items()} if between > 0 else {}
+
+
+def _is_figure(name: str) -> bool:
+    clock = ("_runtime", "_per_second", "_time", "_collapsed")
+    return name.startswith("eval_") and not name.endswith(clock)
