@@ -16,9 +16,10 @@ try:
 except ImportError as error:
     raise ImportError(f"the report needs {error.name}; pip install 'itra_hf[report]'") from error
 
+from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures
 from itra_hf.report.drawing import Picture
-from itra_hf.report.maps import both_maps, feature_maps, page_legend, scatter_of_classes
+from itra_hf.report.maps import both_maps, feature_maps, page_legend
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run
 
@@ -58,7 +59,7 @@ def write_report(run_dir: str | Path) -> Path:
         sections=[
             _section("Curves", run_pictures(run), folder),
             _section("Features", maps, folder) | {"legend": page_legend(saved) if saved is not None else []},
-            _section("Classes", [scatter_of_classes(run)], folder),
+            _section("Scatter within classes", class_pictures(run), folder),
         ],
         settings=run.settings,
     )

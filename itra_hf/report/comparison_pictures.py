@@ -31,9 +31,9 @@ def difference_picture(content: dict[str, Any]) -> Picture:
                 axes.plot([entry["low"], entry["high"]], [-0.3, -0.3], color="C3", linewidth=2)
             axes.plot(entry["difference"], -0.3, "D", color="C3", markersize=5)
             reach = 1.15 * max(abs(each) for each in (*values, entry["low"] or 0, entry["high"] or 0)) or 1.0
-            axes.set(xlim=(-reach, reach), ylim=(-0.8, 0.8), yticks=[], title=name)
-            axes.title.set_fontsize(9.5)
-            axes.tick_params(labelsize=8)
+            axes.set(xlim=(-reach, reach), ylim=(-0.8, 0.8), yticks=[])
+            axes.set_title(name, loc="left", fontsize=10.5, fontweight="bold")
+            axes.tick_params(labelsize=9)
             axes.spines["left"].set_visible(False)
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("ITRATrainer minus Trainer")

@@ -66,7 +66,7 @@ class Picture:
             "xtick.color": colours["text"],
             "ytick.color": colours["text"],
             "legend.frameon": False,
-            "font.size": 9.5,
+            "font.size": 10.5,
         }
         with mpl.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), dpi=DPI, layout="constrained")
@@ -102,7 +102,7 @@ def finish(axes: Axes, ylabel: str, *, log: bool = False, legend: bool = True) -
         axes.set_yscale("log")
         plain_log_ticks(axes.yaxis)
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(loc="best", fontsize=8.5)
+        axes.legend(loc="best", fontsize=9.5)
 
 
 def plain_log_ticks(axis: Axis) -> None:
