@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step
+.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -47,3 +47,13 @@ bench-sampler: install
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
+
+EVIDENCE ?= --tasks images
+
+evidence: install
+	$(BIN)/python benchmarks/evidence/run.py --tune $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/run.py $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/summarise.py
+
+evidence-quick: install
+	$(BIN)/python benchmarks/evidence/run.py --quick

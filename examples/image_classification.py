@@ -34,7 +34,7 @@ from transformers import (
     Trainer,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessorPil,
+    ViTImageProcessor,
     set_seed,
 )
 
@@ -147,15 +147,17 @@ def load_model(data: DataArguments, names: list[str]) -> tuple[Any, Any]:
         "intermediate_size": 128,
     }
     model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes, **labels))
-    return model, ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    return model, ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
 
 
 def with_pixels(dataset: Dataset, processor: Any, model: Any) -> Dataset:
     """The data set with its images made ready for the model whenever a batch is read."""
-    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+    mode, channels = ("L", 1) if getattr(model.config, "num_channels", 3) == 1 else ("RGB", 3)
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        images = [image.convert(mode) for image in batch["image"]]
+        images = [
+            np.asarray(image.convert(mode)).reshape(image.height, image.width, channels) for image in batch["image"]
+        ]
         return {**processor(images, return_tensors="pt"), "labels": batch["label"]}
 
     return dataset.with_transform(prepare)
@@ -210,6 +212,7 @@ def draw(plain: dict[str, Any], itra: dict[str, Any], names: list[str], path: Pa
         handles, _ = dots.legend_elements(num=list(range(len(names))))
         figure.legend(handles, names, loc="outside right center", title="class", frameon=False)
     figure.suptitle(f"Features of {len(itra['labels']):,} test images")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
@@ -251,8 +254,8 @@ def main(argv: list[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]
     itra = run(trainer, test)
     print_table(plain, itra, args.seed)
 
+    draw(plain, itra, names, output_dir / "features.png")  # first, so that the card shows it
     save(trainer, data)
-    draw(plain, itra, names, output_dir / "features.png")
     loaded = AutoModelForImageClassification.from_pretrained(output_dir)
     again = Trainer(loaded, plain_args, **common).evaluate()["eval_accuracy"]
     if again != itra["accuracy"]:

@@ -11,10 +11,14 @@ override it. Several GPUs take `accelerate launch`, several processes on a CPU `
     accelerate launch --num_processes 2 examples/text_classification.py examples/text_classification.yaml
     torchrun --nproc_per_node 2 examples/text_classification.py examples/text_classification.yaml --use_cpu
 
-With `--use_lora` the output folder holds the adapters and the head, and in `base_config` the labels' names. Load it by
+With `--use_lora` the output folder holds the adapters and the head, and in `base_config` the labels' names. It can be
+the `--model_name_or_path` of a later run; in your own code load it by
 
     config = AutoConfig.from_pretrained(folder, subfolder="base_config")
-    AutoModelForSequenceClassification.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
+    base = AutoModelForSequenceClassification.from_pretrained(base_name, config=config, ignore_mismatched_sizes=True)
+    model = PeftModel.from_pretrained(base, folder)
+
+where `base_name` is the model that was fine-tuned.
 
 Without `--do_train`, `--do_eval` or `--do_predict` the script trains and evaluates.
 """
@@ -28,7 +32,7 @@ import evaluate
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoModelForSequenceClassification,
@@ -189,16 +193,21 @@ def choose_rows(train: Dataset, data: DataArguments, seed: int) -> Dataset:
 
 
 def load_model(options: ModelArguments, names: list[str]) -> tuple[Any, Any]:
-    """The model with a head for these classes, under LoRA if asked for, and its tokenizer."""
+    """The model with a head for these classes, under LoRA if asked for or saved with it, and its tokenizer."""
     labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     source = options.model_name_or_path
     tokenizer = AutoTokenizer.from_pretrained(source)
+    adapters = source if Path(source, "adapter_config.json").is_file() else None
+    if adapters:
+        source = str(PeftConfig.from_pretrained(adapters).base_model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(source, ignore_mismatched_sizes=True, **labels)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    if options.use_lora:
+    if adapters:
+        model = PeftModel.from_pretrained(model, adapters, is_trainable=True)
+    elif options.use_lora:
         lora = LoraConfig(
             task_type=TaskType.SEQ_CLS,  # trains the head too, and saves it with the adapters
             r=options.lora_r,
@@ -215,7 +224,7 @@ def save(trainer: Any, options: ModelArguments, data: DataArguments) -> None:
     """Save the model, its labels' names and its card; to the Hub too with `--push_to_hub`."""
     trainer.save_model()
     trainer.save_state()
-    if options.use_lora and trainer.is_world_process_zero():
+    if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
         # peft saves the adapters alone; a config.json right beside them would pass for a whole model.
         trainer.model.config.save_pretrained(Path(trainer.args.output_dir, "base_config"))
     card: dict[str, Any] = {

@@ -1,7 +1,8 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -11,6 +12,7 @@ MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
 POOLINGS = ("auto", "first", "last", "mean")
 SCOPES = ("micro_batch", "optimizer_step")
+PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "skip_memory_metrics")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -153,3 +155,32 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     def __post_init__(self) -> None:
         TrainingArguments.__post_init__(self)
         MatchingArguments.__post_init__(self)
+
+
+def matching_arguments(args: TrainingArguments) -> MatchingArguments:
+    """The matching's options in these arguments, also where they were read from `training_args.bin`, or defaults."""
+    if isinstance(args, MatchingArguments):
+        return args
+    names = {option.name for option in fields(MatchingArguments)}
+    return MatchingArguments(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def public_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments that tell how to repeat a run: what differs from its default, and the seed.
+
+    Texts of the author's own are left out, such as paths, names and tokens; so are options that change no weight.
+
+    Example:
+        >>> public_arguments(ITRAConfig("/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="secret"))
+        {'learning_rate': 0.001, 'seed': 42, 'matching': 'joint'}
+    """
+    ours = {option.name for option in fields(MatchingArguments)}
+    told = {}
+    for option in fields(ITRAConfig):
+        value = getattr(args, option.name, option.default)
+        is_set = value != option.default and not (value is False and option.default is None)
+        is_public = option.init and not option.name.startswith(PRIVATE)
+        is_plain = isinstance(value, (bool, int, float, Enum)) or option.name in ours
+        if option.name == "seed" or (is_set and is_public and is_plain):
+            told[option.name] = value.value if isinstance(value, Enum) else value
+    return told

@@ -125,12 +125,6 @@ class HeadInput(FeatureReader):
         return self.heads[0]
 
     @property
-    def weight(self) -> Tensor:
-        """The linear map from the last forward pass's rows to the logits, `[labels, d]`, without an adapter's part."""
-        weights = torch.stack([head.weight for head in self.heads])
-        return weights.mean(0) if len(self.inputs) == 1 else torch.cat(list(weights), 1) / len(weights)
-
-    @property
     def inputs(self) -> tuple[Tensor, ...]:
         """What the heads were given in the last forward pass, each tensor once: one, or one for each of two heads."""
         return tuple({id(args[0]): args[0] for args, _ in self._calls.values()}.values())
@@ -140,6 +134,19 @@ class HeadInput(FeatureReader):
         """The head's full input in the last forward pass; the inputs of two heads side by side are a copy."""
         inputs = self.inputs
         return torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0] if inputs else None
+
+    def gradient(self, rows: Tensor, at_logits: Tensor) -> Tensor:
+        """The gradient at the features of the last forward pass, `[rows, d]`, that a gradient at the logits makes.
+
+        An adapter around a head has its part in it, but for the adapter's dropout: that mask is lost with the pass.
+        """
+        heads = nn.ModuleList(self.heads)
+        rows = torch.zeros_like(rows, dtype=next(heads.parameters()).dtype, requires_grad=True)  # for the map is affine
+        widths = [part.shape[-1] for part in self.inputs]
+        parts = rows.split(widths, -1) if len(widths) > 1 else [rows] * len(heads)
+        with probing(heads), torch.enable_grad():
+            logits = torch.stack([head.forward(part) for head, part in zip(self.heads, parts, strict=True)]).mean(0)
+        return torch.autograd.grad(logits, rows, at_logits.to(logits.dtype))[0]
 
     @contextmanager
     def cut(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ def cache_gradients(
         with matching.features.cut():
             task_loss, outputs, rows, labels = forward(micro_batch)
             if matching.is_capped(ramped):
-                task_norm += task_squared_norm(task_loss, matching.features, outputs, labels, model, scale)
+                task_norm += task_squared_norm(task_loss, matching.features, rows, outputs, labels, model, scale)
                 spreads.append(_spread(rows, matching.features.inputs))
         features.append(rows.detach())
         if labels is not None:

@@ -32,6 +32,7 @@ def squared_norm(loss: Tensor, at: Sequence[Tensor]) -> Tensor | None:
 def task_squared_norm(
     task_loss: Tensor,
     features: FeatureReader,
+    rows: Tensor,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
@@ -40,13 +41,15 @@ def task_squared_norm(
     """The squared norm of the task's gradient at the head's full input, also where a compiled graph hides it.
 
     In a compiled model features and loss come out of one graph. Then the gradient goes back from the loss to the
-    logits, and from there through the linear head by its weight. Where even the logits lie inside the graph, the loss
-    is computed once more from them, by the rule of transformers; the first time it is checked to be the model's own,
-    up to the number of ranks.
+    logits, from there through the head to the rows, and on to the tokens they were made of. This is the number that
+    eager mode gives, but for dropout inside an adapter around the head, which is left out. Where even the logits lie
+    inside the graph, the loss is computed once more from them, by the rule of transformers; the first time it is
+    checked to be the model's own, up to the number of ranks.
 
     Args:
         task_loss: scalar, as it enters the backward pass.
         features: hold what they read of this forward pass.
+        rows: `[rows, d]`, made of it.
         outputs: what the model returned.
         labels: of the batch.
         model: the model, unwrapped.
@@ -69,14 +72,17 @@ def task_squared_norm(
         (at_logits,) = torch.autograd.grad(task_loss, logits, retain_graph=True, allow_unused=True)
     if at_logits is None:
         at_logits = _gradient_of_known_loss(task_loss, features, logits, labels, model)
-    weight = features.weight.detach()
-    return _squares(at_logits.to(weight.dtype) @ weight) * scale**2
+    at_rows = features.gradient(rows, scale * at_logits).to(rows.dtype)
+    inputs = [tensor for tensor in features.inputs if tensor.requires_grad]
+    gradients = torch.autograd.grad(rows, inputs, at_rows, retain_graph=True)
+    return torch.stack([_squares(gradient) for gradient in gradients]).sum()
 
 
 def feature_norms(
     task_loss: Tensor,
     matching_loss: Tensor,
     features: FeatureReader,
+    rows: Tensor,
     outputs: Any,
     labels: Tensor | None,
     model: nn.Module,
@@ -90,7 +96,7 @@ def feature_norms(
     matching = squared_norm(scale * matching_loss, features.inputs)
     if matching is None:
         return torch.zeros(2, device=task_loss.device)
-    return torch.stack([task_squared_norm(task_loss, features, outputs, labels, model, scale), matching])
+    return torch.stack([task_squared_norm(task_loss, features, rows, outputs, labels, model, scale), matching])
 
 
 def _squares(gradient: Tensor) -> Tensor:

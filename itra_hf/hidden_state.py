@@ -43,14 +43,18 @@ class HiddenState(FeatureReader):
         Args:
             model: a model of transformers.
             inputs: a batch.
-            layer: index into `hidden_states`; 0 is the embeddings, -1 the last.
+            layer: index into `hidden_states`; 0 is the embeddings, -1 the last. Of a model with an encoder and a
+                decoder, into the encoder's.
             pooling: `"auto"` is the mean.
 
         Raises:
             HeadNotFoundError: if the model has no such hidden state, or no module gives it.
         """
         with probing(model):
-            states = model(**inputs, output_hidden_states=True).hidden_states
+            outputs = model(**inputs, output_hidden_states=True)
+        states = outputs.get("hidden_states", outputs.get("encoder_hidden_states"))
+        if states is None:
+            raise HeadNotFoundError(f"{type(model).__name__} gives no hidden states; take feature_layer='head'")
         if not -len(states) <= layer < len(states):
             raise HeadNotFoundError(
                 f"{type(model).__name__} has {len(states)} hidden states, and feature_layer={layer} is none of them; "

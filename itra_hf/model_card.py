@@ -1,48 +1,226 @@
-"""The model card's section on the matching, from a template."""
+"""The model card: what was trained on what, how, how well, and how to use and repeat it."""
 
+import math
+import os
+import re
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
-from string import Template
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+from transformers.modelcard import extract_hyperparameters_from_trainer, make_markdown_table
+from transformers.models.auto import modeling_auto
+from transformers.trainer_utils import has_length
 
-from itra_hf.config import MatchingArguments
+from itra_hf.config import MatchingArguments, public_arguments
 
-HEADING = "## In-Training Representation Alignment"
+if TYPE_CHECKING:
+    from itra_hf.trainer import ITRATrainer
 
-NO_BASE_MODEL = "a fine-tuned version of [](https://huggingface.co/)"  # Trainer's words where a model has no name
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+PICTURE = "features.png"
 
-SECTION = Template(
-    f"""{HEADING}
+# a task of the Hub: the Auto class, the classes of models behind it, and an input
+TASKS: dict[str, tuple[str, Any, str]] = {
+    "image-classification": (
+        "AutoModelForImageClassification",
+        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "an_image.png",
+    ),
+    "audio-classification": (
+        "AutoModelForAudioClassification",
+        modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+        "a_sound.wav",
+    ),
+    "text-classification": (
+        "AutoModelForSequenceClassification",
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "a text of yours",
+    ),
+}
+NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed")
 
-Beside the task loss, training matched the features of the two halves of every batch by their squared maximum mean
-discrepancy (MMD), with the package `itra_hf`. To use the model, `transformers` is enough.
+PIPELINE = """from transformers import pipeline
 
-| option | value |
-|---|---|
-$options
+classify = pipeline("{task}", model="OWNER/{name}")
+print(classify("{example}"))"""
+ADAPTER = """from peft import PeftModel
+from transformers import {auto}
 
-```bibtex
-@inproceedings{{li2023learning,
-  title     = {{Learning Compact Features via In-Training Representation Alignment}},
-  author    = {{Li, Xin and Li, Xiangrui and Pan, Deng and Qiang, Yao and Zhu, Dongxiao}},
-  booktitle = {{Proceedings of the AAAI Conference on Artificial Intelligence}},
-  volume    = {{37}},
-  number    = {{7}},
-  year      = {{2023}},
-  doi       = {{10.1609/aaai.v37i7.26044}}
-}}
-```
-"""
-)
+base = {auto}.from_pretrained("{base}", num_labels={num_labels})
+model = PeftModel.from_pretrained(base, "OWNER/{name}")"""
 
 
-def add_itra_section(path: str | Path, args: MatchingArguments) -> None:
-    """Add the matching's section and the tag `itra` to the model card at `path`, or bring them up to date."""
-    card = ModelCard.load(path)
-    tags = card.data.tags or []
-    card.data.tags = [*tags, *({"itra"} - set(tags))]
-    options = "\n".join(f"| {field.name} | {getattr(args, field.name)} |" for field in fields(MatchingArguments))
-    text = card.text.split(HEADING)[0].rstrip().replace(NO_BASE_MODEL, "trained from scratch")
-    card.text = f"{text}\n\n{SECTION.substitute(options=options)}"
+def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = None) -> None:
+    """Write the card of a trained model over the one that Trainer has written, whose metadata it keeps.
+
+    No token, no user's name and no path of this machine gets into it.
+
+    Args:
+        trainer: after training; its folder holds Trainer's `README.md`, and perhaps a picture `features.png`.
+        tasks: the task of the Hub; by default that of the model's class.
+        dataset: the names of the data sets, as Trainer's `create_model_card` takes them.
+    """
+    path = Path(str(trainer.args.output_dir), "README.md")
+    model: Any = trainer.model
+    network = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    old = ModelCard.load(path, ignore_metadata_errors=True)
+    name = re.findall(r"^# (.+)$", old.text, re.MULTILINE)[0]
+    task = tasks if isinstance(tasks, str) else _task(network)
+    datasets = [public_name(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
+    log = trainer.state.log_history
+    data = _metadata(old.data, name, task, datasets, _last_scores(log))
+    packages = ("itra_hf", "transformers", "torch", "datasets")
+    card = ModelCard.from_template(
+        data,
+        str(TEMPLATE),
+        name=name,
+        model=f"A `{type(network).__name__}` of {network.num_parameters():,} parameters",
+        origin=_origin(data.base_model, network),
+        data=_data(trainer, datasets or data.datasets or []),
+        classes=_classes(network),
+        metrics={metric: f"{value:.4f}" for metric, value in _last_scores(log).items()},
+        usage=_usage(model, network, task, name, data.base_model),
+        library="transformers" if model is network else "peft",
+        options={field.name: getattr(trainer.matching_args, field.name) for field in fields(MatchingArguments)},
+        compactness=_compactness(log),
+        picture=PICTURE if path.with_name(PICTURE).exists() else None,
+        hyperparameters=_hyperparameters(trainer),
+        history=_history(log),
+        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        arguments={key: repr(value) for key, value in public_arguments(trainer.args).items()},
+        version=version("itra_hf"),
+    )
     card.save(path)
+
+
+def _metadata(data: ModelCardData, name: str, task: str | None, datasets: list[str], scores: dict[str, float]) -> Any:
+    """Trainer's metadata without paths, with the tags and the results."""
+    if data.base_model is not None and _is_local(str(data.base_model)):
+        data.base_model = None
+    data.datasets = [item for item in data.datasets or [] if item and not _is_local(item)] or None
+    public = [tag for tag in data.tags or [] if not tag.startswith("base_model:") or not _is_local(tag.split(":")[-1])]
+    data.tags = list(dict.fromkeys([*public, "generated_from_trainer", "itra"]))
+    data.pipeline_tag = data.pipeline_tag or task
+    data.model_name = name
+    known = datasets or data.datasets or ["unknown"]
+    where = ", ".join(known), re.sub(r"[^\w./-]+", "-", (data.datasets or known)[0])
+    finite = {metric: value for metric, value in scores.items() if math.isfinite(value)}
+    results = [
+        EvalResult(
+            task_type=task or "other",
+            dataset_name=where[0],
+            dataset_type=where[1],
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in finite.items()
+    ]
+    data.eval_results = results or None
+    data.metrics = list(finite) or None
+    return data
+
+
+def _classes(network: PreTrainedModel) -> str:
+    """The names of the classes, the first twenty of them; empty where they have none."""
+    names = [str(label) for label in (network.config.id2label or {}).values()]
+    if len(names) < 2 or names[0] == "LABEL_0":
+        return ""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name is a path of this machine, not a name on the Hub."""
+    return os.path.exists(name) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is None
+
+
+def public_name(name: str) -> str:
+    """The name of a model or a data set, of a path its last part alone."""
+    return Path(name).stem if os.path.exists(name) or os.path.isabs(name) else name
+
+
+def _task(network: PreTrainedModel) -> str | None:
+    """The task that a class of models does."""
+    for task, (_, mapping, _) in TASKS.items():
+        names = [name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)]
+        if type(network).__name__ in names:
+            return task
+    return None
+
+
+def _origin(base: str | None, network: PreTrainedModel) -> str:
+    if base:
+        return f"fine-tuned from [{base}](https://huggingface.co/{base})"
+    return "fine-tuned, from a model on the author's disk," if network.name_or_path else "trained from scratch"
+
+
+def _data(trainer: "ITRATrainer", names: list[str]) -> str:
+    """The data sets, and the rows of each part."""
+    counts = [
+        f"{len(rows):,} rows {purpose}"
+        for rows, purpose in ((trainer.train_dataset, "to train on"), (trainer.eval_dataset, "to evaluate on"))
+        if rows is not None and has_length(rows) and not isinstance(rows, dict)
+    ]
+    where = ", ".join(names) or "data that has no name"
+    return f"{where} ({', '.join(counts)})" if counts else where
+
+
+def _hyperparameters(trainer: "ITRATrainer") -> dict[str, Any]:
+    """Those that Trainer's card names."""
+    found: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
+    return found | {"optimizer": getattr(trainer.args.optim, "value", trainer.args.optim)}
+
+
+def is_score(key: str) -> bool:
+    """Whether a key of an evaluation's log is a score of the task."""
+    name = key.removeprefix("eval_")
+    return key.startswith("eval_") and not name.endswith(NO_METRICS + DIAGNOSTICS)
+
+
+def _scores(entry: dict[str, Any]) -> dict[str, float]:
+    numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
+    return {key.removeprefix("eval_"): float(value) for key, value in numbers.items() if is_score(key)}
+
+
+def _last_scores(log: list[dict[str, Any]]) -> dict[str, float]:
+    """The task's scores in the last evaluation."""
+    return next((scores for entry in reversed(log) if (scores := _scores(entry))), {})
+
+
+def _history(log: list[dict[str, Any]]) -> str:
+    """The evaluations of the training as a table; empty where there was but one."""
+    rows: dict[int, dict[str, Any]] = {}
+    loss: Any = "-"
+    for entry in log:
+        loss = entry.get("loss", loss)
+        if scores := _scores(entry):
+            when = {"step": entry["step"], "epoch": entry.get("epoch", 0.0), "training loss": loss}
+            rows[entry["step"]] = when | {f"evaluation {name}": value for name, value in scores.items()}
+    columns = [row.keys() for row in rows.values()]
+    same = [row for row in rows.values() if row.keys() == columns[0]]
+    return make_markdown_table(same).strip() if len(same) > 1 else ""
+
+
+def _compactness(log: list[dict[str, Any]]) -> dict[str, str]:
+    """The scatter ratio at its first and its last measurement."""
+    measured = [entry for entry in log if "eval_scatter_ratio" in entry]
+    if not measured:
+        return {}
+    moments = [measured[0], measured[-1]] if len(measured) > 1 else measured
+    return {
+        f"after {entry['step']} steps" if entry["step"] else "before training": f"{entry['eval_scatter_ratio']:.4f}"
+        for entry in moments
+    }
+
+
+def _usage(model: Any, network: PreTrainedModel, task: str | None, name: str, base: str | None) -> str | None:
+    """How to use the model, where its task is known."""
+    if task not in TASKS:
+        return None
+    if model is network:
+        return PIPELINE.format(task=task, name=name, example=TASKS[task][2])
+    num_labels = network.config.num_labels
+    return ADAPTER.format(auto=TASKS[task][0], base=base or "the base model", num_labels=num_labels, name=name)

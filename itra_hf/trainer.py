@@ -1,7 +1,8 @@
 """`ITRATrainer`: the Hugging Face Trainer with a matching loss between the two halves of every batch."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from itra_hf.checkpoints import STATE, last_whole_checkpoint
-from itra_hf.config import MatchingArguments
+from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
@@ -21,8 +22,9 @@ from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
 from itra_hf.matching import Matching, MatchingLoss, check_setup, choose_matching_loss
-from itra_hf.model_card import add_itra_section
+from itra_hf.model_card import write_model_card
 from itra_hf.pairing import ClassPairedSampler
+from itra_hf.pushing import NOT_LOST, saved_arguments, warn_of_failed_pushes
 from itra_hf.reader import FeatureReader
 
 logger = logging.get_logger(__name__)
@@ -38,6 +40,9 @@ class ITRATrainer(Trainer):
     where h is the input of the classifier and the weight is `matching_weight` after the ramp and the cap. The log
     holds `task_loss`, `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was
     applied) beside `loss`. Evaluation, saving and everything else is Trainer's.
+
+    It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
+    trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
 
     Args:
         args: an `ITRAConfig`; plain `TrainingArguments` mean its defaults.
@@ -82,20 +87,22 @@ class ITRATrainer(Trainer):
         preprocess_logits_for_metrics: Any = None,
         matching_loss: MatchingLoss | None = None,
     ) -> None:
+        # Seq2SeqTrainer, which may come next, does not know this one; hence the names, too.
+        optimizer: dict[str, Any] = {"optimizer_cls_and_kwargs": optimizer_cls_and_kwargs}
         super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            model_init,
-            compute_loss_func,
-            compute_metrics,
-            callbacks,
-            optimizers,
-            optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics,
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            **({} if optimizer_cls_and_kwargs is None else optimizer),
         )
         self.matching_loss = matching_loss
         self._matching: Matching | None = None
@@ -118,7 +125,7 @@ class ITRATrainer(Trainer):
     @property
     def matching_args(self) -> MatchingArguments:
         """The matching's options: the trainer's arguments if they hold them, the defaults if not."""
-        return self.args if isinstance(self.args, MatchingArguments) else MatchingArguments()
+        return matching_arguments(self.args)
 
     @property
     def matching_is_on(self) -> bool:
@@ -186,7 +193,7 @@ class ITRATrainer(Trainer):
         micro_batches, divisor = self._micro_batches_and_divisor(num_items_in_batch)
         task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
         matching_loss = matching.match(rows, labels)
-        weighed = (task_loss, matching_loss / divisor, matching.features, outputs, labels, self._network)
+        weighed = (task_loss, matching_loss / divisor, matching.features, rows, outputs, labels, self._network)
         weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
         matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
         return task_loss + weight * matching_loss / divisor, outputs
@@ -298,15 +305,50 @@ class ITRATrainer(Trainer):
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with self._saved_arguments():
+            super()._save(*args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Push as Trainer does; an error tells that the model is not lost."""
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except Exception as error:
+            error.add_note(NOT_LOST.format(folder=self.args.output_dir))
+            raise
+
+    def _push_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._warn_of_failed_pushes()
+        with self._saved_arguments():
+            super()._push_from_checkpoint(*args, **kwargs)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._warn_of_failed_pushes()
+
+    def _warn_of_failed_pushes(self) -> None:
+        if self.hub_model_id is not None and self.push_in_progress is not None:
+            warn_of_failed_pushes(self.push_in_progress.jobs, self.args.output_dir)
+
+    @contextmanager
+    def _saved_arguments(self) -> Iterator[None]:
+        """While Trainer pickles its arguments, these are such as open without this package and hold no token."""
+        args, self.args = self.args, saved_arguments(self.args)
+        try:
+            yield
+        finally:
+            self.args = args
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # every rank has saved its part before the trainer's state is written
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write Trainer's model card, with a section on the matching."""
+        """Write a model card; with the matching off it is Trainer's."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self.matching_is_on:
-            add_itra_section(os.path.join(str(self.args.output_dir), "README.md"), self.matching_args)
+            given = signature(super().create_model_card).bind(*args, **kwargs).arguments
+            write_model_card(self, given.get("tasks"), given.get("dataset"))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         by_class = self.matching_args.pairing == "class" and self.args.train_sampling_strategy == "random"

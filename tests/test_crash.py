@@ -6,8 +6,6 @@ import crashes
 import pytest
 import tiny
 import torch
-import transformers
-from packaging.version import Version
 from transformers.trainer_callback import TrainerState
 
 from itra_hf import checkpoints
@@ -55,8 +53,8 @@ def read(folder: Path, world_size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("world_size", "changes", "death"), CRASHES.values(), ids=CRASHES)
 def test_a_killed_run_goes_on_to_the_bits_of_one_that_lived(tmp_path, uninterrupted, world_size, changes, death):
-    if world_size > 1 and Version(transformers.__version__) < Version("5.18"):
-        pytest.skip("this Trainer loads the optimizer of several CPU ranks to cpu:0, which torch refuses")
+    if world_size > 1:
+        tiny.needs_transformers("5.18", "its Trainer loads the optimizer of CPU ranks to cpu:0, which torch refuses")
     assert not crashes.run(world_size, tmp_path, changes, death)
     assert crashes.run(world_size, tmp_path, changes, resume=True)
     assert torch.equal(read(tmp_path, world_size), uninterrupted(world_size, changes))

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import tiny
 import torch
+from packaging.version import Version
 
 from itra_hf.diagnostics import compactness
 from itra_hf.distributed import gather_rows, sum_over_ranks
@@ -54,7 +56,7 @@ RESUMED = {"resumed": {"resume_at": 5, "max_steps": 10, "dropout": 0.3}}
 
 
 def free_port() -> str:
-    """A port that nobody listens on; accelerate 1.4 cannot choose one itself, and hangs on port 0."""
+    """A port that nobody listens on; older releases of accelerate cannot choose one, and hang on port 0."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
@@ -111,6 +113,9 @@ def test_fsdp2_has_the_losses_of_ddp(results, name):
     torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.13"), reason="this accelerate does not load FSDP2's state of Adam"
+)
 def test_a_sharded_run_resumed_ends_in_the_same_bits(results):
     result = results("sharded_resumed", 2)
     assert torch.equal(result["weights"], result["uninterrupted"])

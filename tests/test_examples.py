@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -24,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessorPil,
+    ViTImageProcessor,
 )
 
 CLASSES = ["complaint", "praise", "question"]
@@ -59,7 +60,7 @@ class TestImageClassification:
         loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
         assert loaded.config.id2label == {digit: str(digit) for digit in range(10)}
         processor = AutoImageProcessor.from_pretrained(tmp_path)
-        scan = Image.fromarray(np.zeros((8, 8), np.uint8))
+        scan = np.zeros((8, 8, 1), np.uint8)
         assert loaded(**processor(scan, return_tensors="pt")).logits.shape == (1, 10)
         with Image.open(tmp_path / "features.png") as picture:
             assert picture.width > picture.height > 400
@@ -97,7 +98,7 @@ class TestImageClassification:
                     Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
-        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+        ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
         flags = ["--train_dir", str(tmp_path / "train"), "--model_name_or_path", str(tmp_path / "vit")]
         flags += ["--test_dir", str(tmp_path / "test")] if with_test else []
         _, itra = images.main([*flags, "--max_steps", "2", "--output_dir", str(tmp_path / "out")])
@@ -179,12 +180,14 @@ class TestTextClassification:
         scores = texts.main([*flags(options | {"max_steps": 60, "eval_strategy": "no"}), *lora])
         saved = load_file(out / "adapter_model.safetensors")
         assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B", "classifier"}
-        loaded = AutoModelForSequenceClassification.from_pretrained(
-            out, config=AutoConfig.from_pretrained(out, subfolder="base_config"), ignore_mismatched_sizes=True
-        )
+        config = AutoConfig.from_pretrained(out, subfolder="base_config")
+        base = AutoModelForSequenceClassification.from_pretrained(bert, config=config, ignore_mismatched_sizes=True)
+        loaded, tokenizer = PeftModel.from_pretrained(base, out).eval(), AutoTokenizer.from_pretrained(out)
         assert loaded.config.id2label == dict(enumerate(CLASSES))
-        old = BertForSequenceClassification.from_pretrained(bert)
-        assert torch.equal(loaded.bert.embeddings.word_embeddings.weight, old.bert.embeddings.word_embeddings.weight)
+        rows = texts.load_splits(texts.parse(flags(options))[1])["validation"]
+        inputs = tokenizer(rows["text"][:], padding=True, return_tensors="pt")
+        loss = loaded(**inputs, labels=torch.tensor(rows["label"][:])).loss.item()
+        assert loss == pytest.approx(scores["eval_loss"], rel=1e-4)
         again = {name: options[name] for name in ("train_file", "validation_file", "text_column", "label_column")}
         again |= {"model_name_or_path": str(out), "output_dir": str(out / "again")}
         assert texts.main([*flags(again), "--do_eval"])["eval_loss"] == pytest.approx(scores["eval_loss"], rel=1e-4)
@@ -219,6 +222,7 @@ class TestTextClassification:
         assert lines == ["index\tprediction", *(f"{i}\t{CLASSES[i % 3]}" for i in range(48))]
 
     def test_resume_goes_on_where_the_checkpoint_ends(self, texts, options, monkeypatch):
+        tiny.needs_transformers("5.6", "it saves a loaded BERT's LayerNorms by old names, which Trainer does not find")
         steps = []
 
         class CountingTrainer(texts.ITRATrainer):

@@ -3,6 +3,8 @@
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_model
 from torch import nn
 
 from itra_hf.features import HeadInput
@@ -21,7 +23,9 @@ def forward(model, rows):
 def test_gives_both_norms_at_the_heads_input_and_no_gradient_elsewhere(make, rows):
     model = make()
     head_input, features, outputs, labels = forward(model, rows(6))
-    norms = feature_norms(outputs.loss, features.square().sum(), head_input, outputs, labels, model, scale=4.0)
+    norms = feature_norms(
+        outputs.loss, features.square().sum(), head_input, features, outputs, labels, model, scale=4.0
+    )
     logits = outputs.logits.detach().requires_grad_()
     (at_logits,) = torch.autograd.grad(4 * nn.functional.cross_entropy(logits, labels), logits)
     expected = torch.stack([at_logits @ head_input.head.weight, 8 * features]).square().sum((1, 2))
@@ -39,22 +43,50 @@ def cut(outputs):
     return {"loss": outputs["loss"].detach().requires_grad_(), "logits": outputs["logits"].detach().requires_grad_()}
 
 
+def eurobert():
+    return tiny_model("eurobert", "EuroBertForSequenceClassification", num_labels=tiny.NUM_LABELS)
+
+
+def lora(dropout=0.0):
+    adapters = LoraConfig(target_modules=["query", "classifier"], lora_dropout=dropout, init_lora_weights=False)
+    return get_peft_model(tiny.bert(0.0), adapters)
+
+
+MODELS = {"row": lambda: tiny.bert(0.0), "picked": tiny.gpt2, "mean": eurobert, "lora": lora}
+
+
 @pytest.mark.parametrize(("ranks", "scale"), [(1, 1.0), (2, 1.0), (1, 8.0)])
-def test_out_of_reach_the_gradient_comes_from_the_logits(ranks, scale):
-    model = tiny.bert(0.0)
-    head_input, _, outputs, labels = forward(model, tiny.texts(6))
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_out_of_reach_the_gradient_comes_from_the_logits(make, ranks, scale):
+    if make is eurobert:
+        tiny.needs_transformers("5.3", "it has no EuroBERT")
+    model, rows = make(), tiny.texts(6)
+    rows[0]["attention_mask"] = torch.tensor([1, 1, 1, 1, 0, 0])
+    head_input, features, outputs, labels = forward(model, rows)
     expected = squared_norm(scale * ranks * outputs.loss, head_input.inputs)
     compiled = cut(outputs)
-    norm = task_squared_norm(ranks * compiled["loss"], head_input, compiled, labels, model, scale)
+    norm = task_squared_norm(ranks * compiled["loss"], head_input, features, compiled, labels, model, scale)
     torch.testing.assert_close(norm, expected)
+
+
+def test_out_of_reach_the_dropout_of_an_adapter_is_left_out_and_draws_nothing():
+    model = lora(dropout=0.9)
+    head_input, features, outputs, labels = forward(model, tiny.texts(6))
+    compiled, state = cut(outputs), torch.get_rng_state()
+    norm = task_squared_norm(compiled["loss"], head_input, features, compiled, labels, model)
+    assert torch.equal(state, torch.get_rng_state())
+    logits = outputs.logits.detach().requires_grad_()
+    (at_logits,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), logits)
+    model.merge_adapter()  # adds the adapters, without dropout, to the weights
+    torch.testing.assert_close(norm, (at_logits @ head_input.head.weight).square().sum())
 
 
 def test_a_loss_of_the_models_own_out_of_reach_is_an_error():
     model = tiny.bert(0.0)
-    head_input, _, outputs, labels = forward(model, tiny.texts(6))
+    head_input, features, outputs, labels = forward(model, tiny.texts(6))
     compiled = cut(outputs)
     with pytest.raises(TaskGradientError, match=r"BertForSequenceClassification.*matching_max_grad_ratio=None"):
-        task_squared_norm(1.37 * compiled["loss"], head_input, compiled, labels, model)
+        task_squared_norm(1.37 * compiled["loss"], head_input, features, compiled, labels, model)
 
 
 def test_frozen_features_have_no_gradient():
@@ -62,5 +94,5 @@ def test_frozen_features_have_no_gradient():
     model.bert.requires_grad_(False)
     model.classifier.requires_grad_(True)
     head_input, features, outputs, labels = forward(model, tiny.texts(6))
-    norms = feature_norms(outputs.loss, features.sum(), head_input, outputs, labels, model, 1.0)
+    norms = feature_norms(outputs.loss, features.sum(), head_input, features, outputs, labels, model, 1.0)
     assert norms.tolist() == [0, 0]

@@ -1,22 +1,170 @@
-"""What the model card says of the matching."""
+"""What the model card tells a reader of the Hub."""
 
+import json
+
+import pytest
 import tiny
-from huggingface_hub import ModelCard, metadata_load
+import torch
+import yaml
+from datasets import ClassLabel, Dataset
+from huggingface_hub import ModelCard
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import Trainer, TrainerCallback, pipeline
 
 from itra_hf.config import MatchingArguments
 
 
-def test_the_card_names_the_options_and_is_tagged(tmp_path):
-    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), matching_weight=0.25)
+class LogScatter(TrainerCallback):
+    """Logs as the diagnostics do, at the first and the last step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.log_history.append({"eval_scatter_ratio": 2.5, "eval_nc1": 3.0, "step": 0})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        state.log_history.append({"eval_scatter_ratio": 0.5, "eval_nc1": 1.0, "step": state.global_step})
+
+
+def accuracy(prediction):
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def rows():
+    plain = [{key: torch.as_tensor(value).tolist() for key, value in row.items()} for row in tiny.texts()]
+    return Dataset.from_list(plain).cast_column("labels", ClassLabel(names=["cat", "dog", "emu"]))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    names = ["cat", "dog", "emu"]
+    model = tiny.bert(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    changes = {"matching_weight": 0.25, "learning_rate": 1e-3, "eval_strategy": "steps", "eval_steps": 2}
+    keywords = {"compute_metrics": accuracy, "callbacks": [LogScatter()]}
+    run = tiny.trainer(tmp_path / "pets", model, rows(), keywords=keywords, hub_token="hf_secret", **changes)
     run.train()
-    for _ in range(2):  # written twice, the section stands once
-        run.create_model_card(tags=["text"])
-    card = ModelCard.load(tmp_path / "README.md")
-    assert "| matching_weight | 0.25 |" in card.text
-    assert card.text.count("## In-Training Representation Alignment") == 1
-    assert all(f"| {name} |" in card.text for name in MatchingArguments.__dataclass_fields__)
-    assert {"itra", "text", "generated_from_trainer"} <= set(metadata_load(tmp_path / "README.md")["tags"])
-    assert "10.1609/aaai.v37i7.26044" in card.text
-    assert str(tmp_path) not in card.text
-    assert "](https://huggingface.co/)" not in card.text
-    assert "This model is trained from scratch" in card.text
+    return run
+
+
+def test_the_card_tells_what_was_trained_how_and_how_well(trained, tmp_path):
+    (tmp_path / "pets" / "features.png").touch()
+    for _ in range(2):  # written twice, everything stands once
+        trained.create_model_card(tags=["text"], dataset="Pets of the town")
+    card = ModelCard.load(tmp_path / "pets" / "README.md")
+    scores = trained.state.log_history[-1] if "eval_loss" in trained.state.log_history[-1] else trained.evaluate()
+    text = card.text
+    assert text.startswith("\n# pets\n")
+    assert "`BertForSequenceClassification` of 13,827 parameters, trained from scratch on Pets of the town" in text
+    assert "Pets of the town (48 rows to train on, 48 rows to evaluate on)" in text
+    assert "Classes: cat, dog, emu." in text
+    assert f"| accuracy | {scores['eval_accuracy']:.4f} |" in text
+    assert f"| loss | {scores['eval_loss']:.4f} |" in text
+    assert "| nc1 |" not in text  # a diagnostic is no score of the task
+    assert "| before training | 2.5000 |\n| after 4 steps | 0.5000 |" in text
+    assert "](features.png)" in text
+    assert "| learning_rate | 0.001 |" in text
+    assert text.count("## In-Training Representation Alignment") == 1
+    options = {name: str(getattr(trained.args, name)) for name in MatchingArguments.__dataclass_fields__}
+    assert all(f"| {name} | {value} |" in text for name, value in options.items())
+    assert "10.1609/aaai.v37i7.26044" in text
+    assert "@software{itra_hf" in text
+    history = [line.split("|") for line in text.splitlines() if line.startswith(("| 2 ", "| 4 "))]
+    assert [line[1].strip() for line in history] == ["2", "4"]
+    assert "OptimizerNames" not in text
+
+
+def test_the_metadata_is_valid_and_holds_the_results(trained, tmp_path):
+    trained.create_model_card(tags="text", dataset="Pets of the town", finetuned_from="google-bert/bert-base-uncased")
+    header = (tmp_path / "pets" / "README.md").read_text().split("---\n")[1]
+    data = yaml.safe_load(header)
+    assert data["tags"] == ["text", "generated_from_trainer", "itra"]
+    assert data["base_model"] == "google-bert/bert-base-uncased"
+    assert data["pipeline_tag"] == "text-classification"
+    (model,) = data["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == "pets"
+    assert result["dataset"] == {"name": "Pets of the town", "type": "Pets-of-the-town"}
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert values.keys() == {"loss", "accuracy"}
+    assert values["accuracy"] == pytest.approx(trained.evaluate()["eval_accuracy"])
+
+
+def test_no_token_user_or_path_gets_into_the_card(trained, tmp_path):
+    """Even where the names that were given are paths, and the arguments hold the author's own texts."""
+    (tmp_path / "secret.csv").touch()
+    trained.args.hub_model_id = "jane/pets"
+    trained.args.run_name = str(tmp_path / "run")
+    trained.create_model_card(
+        dataset=str(tmp_path / "secret.csv"), finetuned_from=str(tmp_path), dataset_tags=str(tmp_path)
+    )
+    card = (tmp_path / "pets" / "README.md").read_text()
+    for secret in ("hf_secret", "jane", str(tmp_path), tmp_path.name):
+        assert secret not in card
+    assert "on secret (48 rows" in card
+
+
+def test_the_arguments_of_the_card_repeat_the_run(trained, tmp_path):
+    trained.create_model_card()
+    text = (tmp_path / "pets" / "README.md").read_text()
+    code = text[text.index("args = ITRAConfig(") : text.index("trainer = ITRATrainer(")]
+    space = {"ITRAConfig": tiny.ITRAConfig}
+    exec(code, space)  # noqa: S102
+    args = space["args"]
+    for name in (
+        "learning_rate",
+        "max_steps",
+        "per_device_train_batch_size",
+        "seed",
+        *MatchingArguments.__dataclass_fields__,
+    ):
+        assert getattr(args, name) == getattr(trained.args, name), name
+
+
+def test_the_lines_of_use_run(trained, tmp_path, monkeypatch, capsys):
+    """With the owner's folder in place of the Hub."""
+    from test_drop_in import tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    trained.processing_class = tokenizer.__wrapped__()
+    trained.save_model(str(tmp_path / "OWNER" / "pets"))
+    trained.create_model_card()
+    text = (tmp_path / "pets" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 5
+    exec(code, {})  # noqa: S102
+    assert "'label': " in capsys.readouterr().out
+    assert pipeline("text-classification", model="OWNER/pets")("good film")[0]["label"] in {"cat", "dog", "emu"}
+
+
+def test_adapters_on_a_local_model_keep_its_path_to_themselves(tmp_path):
+    base = tiny.bert()
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(
+        tiny.BertForSequenceClassification.from_pretrained(tmp_path / "base"),
+        LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["query", "value"]),
+    )
+    run = tiny.trainer(tmp_path / "adapters", model, tiny.texts())
+    run.train()
+    run.save_model()
+    run.create_model_card()
+    card = ModelCard.load(tmp_path / "adapters" / "README.md")
+    assert str(tmp_path) not in str(card)
+    assert card.data.library_name == "peft"
+    assert {"itra", "generated_from_trainer", "lora"} <= set(card.data.tags)
+    assert "fine-tuned, from a model on the author's disk," in card.text
+    assert "PeftModel.from_pretrained(base" in card.text
+
+
+def test_switched_off_the_card_is_trainers(tmp_path):
+    cards = []
+    for cls in (Trainer, tiny.ITRATrainer):
+        run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), cls, matching="none")
+        run.create_model_card(dataset="pets")
+        cards.append((tmp_path / "README.md").read_text())
+    assert cards[0] == cards[1]
+
+
+def test_a_score_that_is_not_finite_stays_out_of_the_results(trained, tmp_path):
+    trained.state.log_history.append({"eval_loss": float("nan"), "eval_accuracy": 0.5, "step": 4})
+    trained.create_model_card()
+    card = ModelCard.load(tmp_path / "pets" / "README.md")
+    assert {result.metric_type for result in card.data.eval_results} == {"accuracy"}
+    assert json.dumps(card.data.to_dict())

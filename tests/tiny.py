@@ -5,7 +5,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -22,6 +25,12 @@ from transformers import (
 from itra_hf import ITRAConfig, ITRATrainer
 
 NUM_LABELS = 3
+
+
+def needs_transformers(version: str, reason: str) -> None:
+    """Skip the test on an older transformers."""
+    if Version(transformers.__version__) < Version(version):
+        pytest.skip(f"below transformers {version}: {reason}")
 
 
 def bert(dropout: float = 0.1, **config: Any) -> BertForSequenceClassification:

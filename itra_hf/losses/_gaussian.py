@@ -18,6 +18,7 @@ in the forward pass, so backward only scales it, and nothing N x N is ever held.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from itra_hf.losses._pairs import Pairs
 
+SMALL = 4096  # elements of a tile whose cost is that of its operations, not of its bytes
 COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 
 
@@ -57,34 +59,55 @@ def exponent(x: Tensor, half: Tensor, i: slice, j: slice, out: Tensor) -> Tensor
     return out.fill_diagonal_(0.0) if i == j else out
 
 
-def _mixture(e: Tensor, kernel: Tensor, slope: Tensor, k: int) -> None:
-    """Write sum_p E^(2^p) to `kernel` and sum_p 2^p E^(2^p) to `slope`, p < k. Uses `e` up."""
-    torch.addcmul(e, e, e, out=kernel)
-    torch.addcmul(e, e, e, value=2.0, out=slope)
-    for p in range(2, k):
+@cache
+def _factors(k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return 1 and 2^p for p < k, [2, k], and the 2^p alone, [k, 1, 1]; kept, for a copy from the host halts a GPU."""
+    factors = torch.tensor([[1.0] * k, [2.0**p for p in range(k)]], dtype=dtype, device=device)
+    return factors, factors[1].view(k, 1, 1)
+
+
+def _mixture(e: Tensor, label: Tensor | None, idempotent: bool, weight: Tensor, k: int, slope: Tensor) -> Tensor:
+    """Return l sum_p E^(2^p) times `weight`, and write l sum_p 2^p E^(2^p) to `slope`, p < k.
+
+    `e` holds the exponent of E and is used up, `label` is l, None for 1; `idempotent` says that l^2 = l.
+    """
+    if e.numel() <= SMALL:  # the fewest operations
+        factors, powers = _factors(k, e.dtype, e.device)
+        sums = factors.mm((powers * e).exp_().view(k, -1)).view(2, *e.shape)
+        if label is not None:
+            sums.mul_(label)
+        slope.copy_(sums[1])
+        return sums[0].mv(weight)
+    e.exp_()  # the fewest bytes
+    if label is not None and idempotent:
+        e.mul_(label)
+        label = None
+    term = e if label is None else e * label
+    slope.copy_(term)
+    product = term.mv(weight)
+    for p in range(1, k):
         e.mul_(e)
-        kernel.addcmul_(e, e)
-        slope.addcmul_(e, e, value=2.0**p)
+        if label is not None:
+            torch.mul(e, label, out=term)
+        slope.add_(term, alpha=2.0**p)
+        product.addmv_(term, weight)
+    return product
 
 
 def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, grad: Tensor | None) -> Tensor:
     """Return sum_ij W_ij sum_p E_ij^(2^p); add sum_j S_ij (x_j - x_i) to row i of `grad`."""
     value, rows = x.new_zeros(()), torch.zeros_like(half)
-    buffers = x.new_empty(4, 0, 0)  # one set for all tiles of a shape: fresh pages cost time
+    buffers = x.new_empty(2, 0, 0)  # one set for all tiles of a shape: fresh pages cost time
     for i, j in pairs.tiles:
         shape = (i.stop - i.start, j.stop - j.start)
         if buffers.shape[1:] != shape:
-            buffers = x.new_empty(4, *shape)
-        e, w, kernel, slope = buffers.unbind()
-        exponent(x, half, i, j, out=e).exp_()
-        pairs.coefficients(i, j, out=w)
-        if k == 1:
-            kernel = slope = e
-        else:
-            _mixture(e, kernel, slope, k)
-            slope.mul_(w)
-        value.add_(kernel.mul_(w).sum(), alpha=1.0 if i == j else 2.0)
+            buffers = x.new_empty(2, *shape)
+        (e, slope), left, right = buffers.unbind(), pairs.weight[i], pairs.weight[j]
+        exponent(x, half, i, j, out=e)
+        product = _mixture(e, pairs.label_tile(i, j), pairs.idempotent, right, k, slope)
+        value.add_(left.dot(product), alpha=1.0 if i == j else 2.0)
         if grad is not None:
+            slope.mul_(torch.outer(left, right, out=e))
             _add_slopes(slope, x, rows, grad, i, j)
     return value
 

@@ -32,6 +32,7 @@ class Pairs:
     label_kernel: gives l_ij for a tile; None means 1.
     correction: [R], unbiased form only: n/(n-1) or m/(m-1), which turns the mean over all pairs
         of rows of one side into the mean over the pairs of different rows.
+    delta: whether l_ij, without the correction, is 0 or 1 throughout.
     """
 
     weight: Tensor
@@ -39,16 +40,23 @@ class Pairs:
     order: Tensor | None = None
     label_kernel: Callable[[slice, slice], Tensor] | None = None
     correction: Tensor | None = None
+    delta: bool = False
 
-    def coefficients(self, i: slice, j: slice, out: Tensor) -> None:
-        """Write W for a tile. Two rows are of one side where their weights have one sign."""
-        torch.outer(self.weight[i], self.weight[j], out=out)
-        if self.correction is not None:
-            out.copy_(torch.where(out > 0, out * self.correction[i, None], out))
-            if i == j:
-                out.fill_diagonal_(0.0)
-        if self.label_kernel is not None:
-            out.mul_(self.label_kernel(i, j))
+    @property
+    def idempotent(self) -> bool:
+        """Whether l^2 = l, so that the powers of l E are l times the powers of E."""
+        return self.delta and self.correction is None
+
+    def label_tile(self, i: slice, j: slice) -> Tensor | None:
+        """Return l for a tile, corrected; None for 1. Two rows are of one side where their weights have one sign."""
+        label = None if self.label_kernel is None else self.label_kernel(i, j)
+        if self.correction is None:
+            return label
+        same_side = self.weight[i, None] * self.weight[j] > 0
+        factor = torch.where(same_side, self.correction[i, None], 1.0)
+        if i == j:
+            factor.fill_diagonal_(0.0)
+        return factor if label is None else factor.mul_(label)
 
 
 def tile_rows(device: torch.device) -> TileRows:

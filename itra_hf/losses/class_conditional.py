@@ -98,4 +98,4 @@ def _class_pairs(source: Tensor, target: Tensor, label: Tensor, unbiased: bool) 
         index, order, own, weight = index[rows], order[rows], own[rows], weight[rows]
         tiles = tiles_by_class(index)
     correction = own / (own - 1).clamp_(min=1) if unbiased else None
-    return Pairs(weight, tiles, order, same_label(index, weight), correction)
+    return Pairs(weight, tiles, order, same_label(index, weight), correction, delta=True)

@@ -92,7 +92,7 @@ def joint_mmd(
         label, order = label.sort(stable=True)
         weight, correction = weight[order], None if correction is None else correction[order]
         tiles = tiles_by_class(label)
-    pairs = Pairs(weight, tiles, order, _label_kernel(kind, label, weight), correction)
+    pairs = Pairs(weight, tiles, order, _label_kernel(kind, label, weight), correction, kind == "delta")
     return mmd(source, target, pairs, bandwidth, num_bandwidths)
 
 

@@ -1,0 +1,98 @@
+"""The methods: which trainer, with which options, and which of them is tuned over which grid."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rivals import CentreLossTrainer, FloodingTrainer, MixupTrainer, RDropTrainer, SupConTrainer
+from tasks import Task
+from transformers import Trainer
+
+from itra_hf import ITRATrainer
+from itra_hf.config import MatchingArguments
+
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2), "weight_decay": (0.01, 0.3, 1.0)}  # with images
+TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 2e-3), "weight_decay": (0.01,)}
+# Options that are not TrainingArguments: dropout before the head, and the strength of a rival.
+OWN_OPTIONS = ("dropout", "strength")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer and its options.
+
+    Args:
+        trainer: the class.
+        options: of the trainer's arguments, or of `OWN_OPTIONS`.
+        knob: the option that is tuned.
+        grid: the values that it is chosen from.
+        like: methods whose tuned knobs are taken over.
+    """
+
+    trainer: type[Trainer] = Trainer
+    options: dict[str, Any] = field(default_factory=dict)
+    knob: str | None = None
+    grid: tuple[float, ...] = ()
+    like: tuple[str, ...] = ()
+
+
+def _tuned_itra(form: str) -> Method:
+    return Method(ITRATrainer, {"matching": form}, "matching_weight", WEIGHTS)
+
+
+METHODS = {
+    "trainer": Method(),
+    "half_batch": Method(),
+    "itra": Method(ITRATrainer),  # the defaults; auto is class_conditional here
+    "itra_marginal": Method(ITRATrainer, {"matching": "marginal"}),
+    "itra_joint": Method(ITRATrainer, {"matching": "joint"}),
+    "itra_tuned": _tuned_itra("class_conditional"),
+    "itra_marginal_tuned": _tuned_itra("marginal"),
+    "itra_joint_tuned": _tuned_itra("joint"),
+    "label_smoothing": Method(Trainer, {}, "label_smoothing_factor", (0.05, 0.1, 0.2, 0.3)),
+    "dropout": Method(Trainer, {}, "dropout", (0.1, 0.3, 0.5, 0.7)),
+    "r_drop": Method(RDropTrainer, {"dropout": 0.3}, "strength", (0.3, 1.0, 3.0, 10.0)),
+    "centre_loss": Method(CentreLossTrainer, {}, "strength", (0.001, 0.01, 0.1, 1.0)),
+    "supcon": Method(SupConTrainer, {}, "strength", (0.1, 0.3, 0.5, 0.9)),
+    "mixup": Method(MixupTrainer, {}, "strength", (0.1, 0.2, 0.4, 1.0)),
+    "flooding": Method(FloodingTrainer, {}, "strength", (0.02, 0.05, 0.1, 0.2)),
+    "itra+label_smoothing": Method(ITRATrainer, like=("label_smoothing",)),
+    "itra+dropout": Method(ITRATrainer, like=("dropout",)),
+}
+
+
+def find_method(name: str) -> tuple[Method, dict[str, Any]]:
+    """A method by its name, and the options after a colon: `itra:matching_weight=3,pairing="random"`."""
+    base, _, text = name.partition(":")
+    if base not in METHODS:
+        raise ValueError(f"no method {base!r}; there are {', '.join(METHODS)}")
+    pairs = [pair.split("=", 1) for pair in text.split(",")] if text else []
+    return METHODS[base], {key: _value(value) for key, value in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def settings(task: Task, name: str, tuned: dict[str, dict[str, float]], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of a run that its task, method and seed do not say yet; all of ITRA's are spelt out.
+
+    Args:
+        tuned: of this task: for each method the tuned values.
+        overrides: taken last.
+    """
+    method, own = find_method(name)
+    result = {**task.arguments(), **method.options, **tuned.get("trainer", {})}
+    for other in (*method.like, name.partition(":")[0]):
+        result |= tuned.get(other, {})
+    if name == "half_batch":
+        result["per_device_train_batch_size"] //= 2
+    result |= own | overrides
+    if method.trainer is ITRATrainer:
+        fields = asdict(MatchingArguments())
+        result = fields | result
+    return dict(sorted(result.items()))

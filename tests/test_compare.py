@@ -1,0 +1,173 @@
+"""Trainer against ITRATrainer: what is compared, what it says, and how it goes on after a crash."""
+
+import copy
+import json
+
+import folders
+import numpy as np
+import pytest
+import tiny
+from scipy import stats
+from transformers import Trainer, TrainerCallback, set_seed
+
+from itra_hf import ITRAConfig, ITRATrainer
+from itra_hf import compare as module
+from itra_hf.compare import compare, judge, paired_differences, table
+from itra_hf.tasks import TaskArguments, load_task
+
+SEEDS = [3, 4]
+
+
+@pytest.fixture
+def task(tmp_path):
+    return load_task(TaskArguments(folders.bert(tmp_path), train_file=folders.pets(tmp_path)), seed=0)
+
+
+def config(folder, **changes):
+    return ITRAConfig(**tiny.options(folder, max_steps=6, learning_rate=1e-2, **changes))
+
+
+def metrics(result):
+    return {(run["seed"], run["trainer"]): run["metrics"] for run in result["runs"]}
+
+
+def lines(runs, **scores):
+    """Runs of both trainers with these pairs of scores by the seed."""
+    return [
+        {"seed": seed, "trainer": name, "metrics": {metric: pairs[seed][side] for metric, pairs in scores.items()}}
+        for seed in range(runs)
+        for side, name in enumerate(("Trainer", "ITRATrainer"))
+    ]
+
+
+def test_each_run_is_what_its_trainer_does_by_hand(task, tmp_path):
+    result = compare(task, config(tmp_path / "out"), SEEDS)
+    for seed in SEEDS:
+        for name, cls in (("Trainer", Trainer), ("ITRATrainer", ITRATrainer)):
+            set_seed(seed)
+            by_hand = cls(
+                task.new_model(),
+                config(tmp_path / "hand", seed=seed),
+                task.collator,
+                task.train,
+                task.test,
+                task.processor,
+                compute_metrics=task.compute_metrics,
+            )
+            by_hand.train()
+            scores = by_hand.evaluate()
+            found = metrics(result)[seed, name]
+            assert found == {key: scores[f"eval_{key}"] for key in ("loss", "accuracy", "macro_f1")}
+    assert metrics(result)[3, "Trainer"] != metrics(result)[3, "ITRATrainer"]
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == result
+    for run in result["runs"]:
+        assert (tmp_path / "out" / run["folder"] / "trainer_state.json").exists()
+    assert "ITRATrainer" in table(result)
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    pairs = rng.standard_normal((7, 2)).tolist()
+    found = paired_differences(lines(7, score=pairs))["score"]
+    plain, itra = np.array(pairs).T
+    expected = stats.ttest_rel(itra, plain).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert found["values"] == pytest.approx(itra - plain)
+    assert (found["trainer"], found["itra"]) == pytest.approx((plain.mean(), itra.mean()))
+
+
+def test_half_a_pair_and_scores_that_are_not_finite_are_left_out():
+    runs = lines(3, score=[(0.0, 1.0), (0.0, 2.0), (0.0, 4.0)])[:-1]
+    runs[0]["metrics"]["score"] = None
+    assert paired_differences(runs)["score"]["seeds"] == [1]
+    assert paired_differences(runs)["score"]["low"] is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "greater", "verdict", "words"),
+    [
+        ([(0.5, 0.7), (0.5, 0.72), (0.5, 0.69)], True, "helps", "over 3 seeds, the score is better by 0.2033"),
+        ([(0.5, 0.7), (0.5, 0.72), (0.5, 0.69)], False, "hurts", "over 3 seeds, the score is worse by 0.2033"),
+        ([(0.5, 0.3), (0.5, 0.31), (0.5, 0.29)], False, "helps", "better by 0.2000"),
+        ([(0.5, 0.3), (0.5, 0.8), (0.5, 0.5)], True, "cannot tell", "differs by +0.0333 on average"),
+        ([(0.5, 0.6), (0.5, 0.6), (0.5, 0.6)], True, "cannot tell", "all differences are the same"),
+        ([(0.5, 0.9)], True, "cannot tell", "from 1 seed: an interval needs two"),
+    ],
+)
+def test_the_verdict_and_its_sentence(pairs, greater, verdict, words):
+    found = paired_differences(lines(len(pairs), score=pairs))["score"]
+    given, sentence = judge("score", greater, found)
+    assert given == verdict
+    assert words in sentence
+
+
+class Die(TrainerCallback):
+    """Stops everything after so many steps of all runs."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps -= 1
+        if self.steps == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("died_after", "left"), [(6, 20), (15, 10), (23, 2)])  # checkpoints at 2, 4 and 6 of 6 steps
+def test_goes_on_where_it_stopped(task, tmp_path, monkeypatch, died_after, left):
+    """Finished runs are not repeated; one that was cut off goes on from its checkpoint, to the same scores."""
+    whole = compare(task, config(tmp_path / "whole"), SEEDS)
+    args = config(tmp_path / "cut", save_strategy="steps", save_steps=2)
+    dying = Die(died_after)
+    steps = []
+
+    class Dying(module._Progress):
+        def on_step_end(self, *given, **keywords):
+            dying.on_step_end(*given, **keywords)
+            super().on_step_end(*given, **keywords)
+
+    class Counting(module._Progress):
+        def on_step_end(self, args, state, control, **keywords):
+            steps.append(state.global_step)
+
+    monkeypatch.setattr(module, "_Progress", Dying)
+    with pytest.raises(KeyboardInterrupt):
+        compare(task, copy.copy(args), SEEDS)
+    monkeypatch.setattr(module, "_Progress", Counting)
+    again = compare(task, copy.copy(args), SEEDS)
+    assert metrics(again) == metrics(whole)
+    assert len(steps) == left
+    assert not list((tmp_path / "cut").glob("*/checkpoint-*"))
+    steps.clear()
+    more = compare(task, copy.copy(args), [*SEEDS, 5])
+    assert len(steps) == 12
+    assert len(more["runs"]) == 6
+
+
+def test_other_settings_in_the_same_folder_are_refused(task, tmp_path):
+    compare(task, config(tmp_path / "out"), [3])
+    with pytest.raises(ValueError, match=r"matching_weight \(None then, 0.5 now\); take another --output_dir"):
+        compare(task, config(tmp_path / "out", matching_weight=0.5), [3])
+
+
+def test_a_comparison_of_trainer_with_itself_is_refused(task, tmp_path):
+    for changes in ({"matching": "none"}, {"matching_weight": 0.0}):
+        with pytest.raises(ValueError, match="nothing to compare"):
+            compare(task, config(tmp_path / "out", **changes), [3])
+
+
+def test_the_score_that_decides_can_be_chosen(task, tmp_path):
+    result = compare(task, config(tmp_path / "out", metric_for_best_model="eval_loss"), [3])
+    assert (result["metric"], result["greater_is_better"]) == ("loss", False)
+    with pytest.raises(ValueError, match="metric_for_best_model='bleu' is unknown; choose one of loss, accuracy"):
+        compare(task, config(tmp_path / "other", metric_for_best_model="bleu"), [3])
+
+
+def test_one_bar_runs_over_all_steps(task, tmp_path, capfd):
+    compare(task, config(tmp_path / "out", disable_tqdm=False), SEEDS)
+    shown = capfd.readouterr()
+    assert "24/24" in shown.err
+    assert {bar.split("|")[0].split(":")[0] for bar in shown.err.split("\r") if "|" in bar} <= {
+        f"seed {seed}, {name}" for seed in SEEDS for name in ("Trainer", "ITRATrainer")
+    } | {"  0%"}
+    assert "loss" not in shown.out

@@ -1,0 +1,317 @@
+"""The benchmark of the evidence: rivals against their formulas, fair runs, honest statistics, resuming."""
+
+import json
+import math
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import runs
+import torch
+from measures import expected_calibration_error, nc1
+from methods import METHODS, settings
+from networks import SmallCNN, add_dropout
+from pairs import compare, holm
+from rivals import (
+    CentreLossTrainer,
+    FloodingTrainer,
+    MixupTrainer,
+    RDropTrainer,
+    SupConTrainer,
+    centre_loss,
+    flooded,
+    mixed_loss,
+    moved_centres,
+    symmetric_kl,
+)
+from runs import Run, execute, planned, run_all
+from scipy import stats
+from summarise import current, headline, page, readme_with
+from tasks import Task
+from torch.distributions import Categorical, kl_divergence
+from torch.nn import functional
+from transformers import Trainer, TrainingArguments
+from tune import best
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1])
+    return {"pixel_values": torch.randn(8, 1, 8, 8, generator=generator), "labels": labels}
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(trainer, strength=None, **options):
+        torch.manual_seed(0)
+        args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **options)
+        model = SmallCNN(classes=3, channels=1, size=8)
+        return trainer(model, args, **({} if strength is None else {"strength": strength}))
+
+    return make
+
+
+def step_loss(trainer, batch):
+    trainer.model.train()
+    return trainer.compute_loss(trainer.model, dict(batch))
+
+
+def test_centre_loss_and_its_centres_are_the_papers():
+    torch.manual_seed(0)
+    features, centres, labels = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0, 0, 1, 0, 1, 1])
+    expected = sum(0.5 * (x - centres[y]).square().sum() for x, y in zip(features, labels, strict=True)) / 6
+    assert centre_loss(features, labels, centres) == pytest.approx(float(expected))
+
+    moved = moved_centres(features, labels, centres, rate=0.5)
+    for j in range(3):
+        own = features[labels == j]
+        delta = sum((centres[j] - x for x in own), torch.zeros(4)) / (1 + len(own))
+        torch.testing.assert_close(moved[j], centres[j] - 0.5 * delta)
+
+
+def test_centre_loss_is_added_to_the_task_loss(make_trainer, batch):
+    trainer = make_trainer(CentreLossTrainer, 0.1)
+    features = trainer.model.body(batch["pixel_values"])
+    task = functional.cross_entropy(trainer.model.head(features), batch["labels"])
+    first = task + 0.1 * centre_loss(features, batch["labels"], torch.zeros(3, 64))
+    torch.testing.assert_close(step_loss(trainer, batch), first)
+    centres = moved_centres(features, batch["labels"], torch.zeros(3, 64))
+    second = task + 0.1 * centre_loss(features, batch["labels"], centres)
+    torch.testing.assert_close(step_loss(trainer, batch), second)
+
+
+def test_supervised_contrastive_loss_is_the_papers(make_trainer, batch):
+    trainer = make_trainer(SupConTrainer, 0.3)
+    features = trainer.model.body(batch["pixel_values"])
+    z, labels, losses = functional.normalize(features), batch["labels"], []
+    for i in range(8):
+        others = [a for a in range(8) if a != i]
+        total = torch.stack([(z[i] @ z[a] / 0.1).exp() for a in others]).sum()
+        losses.append(
+            -torch.stack([(z[i] @ z[p] / 0.1).exp().div(total).log() for p in others if labels[p] == labels[i]]).mean()
+        )
+    task = functional.cross_entropy(trainer.model.head(features), labels)
+    torch.testing.assert_close(step_loss(trainer, batch), 0.7 * task + 0.3 * torch.stack(losses).mean())
+
+
+def test_r_drop_compares_two_passes_with_different_dropout(make_trainer, batch):
+    torch.manual_seed(0)
+    first, second = torch.randn(5, 3), torch.randn(5, 3)
+    p, q = Categorical(logits=first), Categorical(logits=second)
+    expected = (kl_divergence(p, q) + kl_divergence(q, p)).mean() / 2
+    torch.testing.assert_close(symmetric_kl(first, second), expected)
+
+    trainer = make_trainer(RDropTrainer, 2.0)
+    task = functional.cross_entropy(trainer.model(batch["pixel_values"])["logits"], batch["labels"])
+    torch.testing.assert_close(step_loss(trainer, batch), task)  # both passes are equal without dropout
+    add_dropout(trainer.model, 0.5)
+    torch.manual_seed(1)
+    logits = trainer.model.train()(torch.cat([batch["pixel_values"]] * 2))["logits"]
+    task = functional.cross_entropy(logits, batch["labels"].repeat(2))
+    torch.manual_seed(1)
+    torch.testing.assert_close(step_loss(trainer, batch), task + 2 * symmetric_kl(*logits.chunk(2)))
+
+
+def test_mixup_trains_on_mixed_images_and_mixed_labels(make_trainer, batch):
+    order, share = torch.tensor([3, 2, 1, 0, 7, 6, 5, 4]), torch.tensor(0.3)
+    logits = torch.randn(8, 3)
+    classes = functional.one_hot(batch["labels"], 3).float()
+    soft = functional.cross_entropy(logits, share * classes + (1 - share) * classes[order])
+    torch.testing.assert_close(mixed_loss(logits, batch["labels"], order, share), soft)
+
+    trainer = make_trainer(MixupTrainer, 0.4)
+    torch.manual_seed(1)
+    loss = step_loss(trainer, batch)
+    torch.manual_seed(1)
+    order, share = torch.randperm(8), torch.distributions.Beta(0.4, 0.4).sample()
+    images = share * batch["pixel_values"] + (1 - share) * batch["pixel_values"][order]
+    torch.testing.assert_close(loss, mixed_loss(trainer.model(images)["logits"], batch["labels"], order, share))
+
+
+def test_flooding_climbs_below_its_level(make_trainer, batch):
+    loss = torch.tensor(0.2, requires_grad=True)
+    flooded(loss, 0.5).backward()
+    assert flooded(loss, 0.5).item() == pytest.approx(0.8)
+    assert loss.grad == -1
+    trainer = make_trainer(FloodingTrainer, 5.0)
+    task = functional.cross_entropy(trainer.model(batch["pixel_values"])["logits"], batch["labels"])
+    torch.testing.assert_close(step_loss(trainer, batch), (task - 5).abs() + 5)
+
+
+def test_label_smoothing_is_trainers(make_trainer, batch):
+    trainer = make_trainer(Trainer, label_smoothing_factor=0.2)
+    logits = trainer.model(batch["pixel_values"])["logits"]
+    expected = functional.cross_entropy(logits, batch["labels"], label_smoothing=0.2)
+    torch.testing.assert_close(step_loss(trainer, batch), expected)
+
+
+def test_dropout_acts_on_the_heads_input_in_training_alone(batch):
+    torch.manual_seed(0)
+    model = SmallCNN(3, 1, 8)
+    before = model.eval()(batch["pixel_values"])["logits"]
+    add_dropout(model, 0.5)
+    torch.testing.assert_close(model.eval()(batch["pixel_values"])["logits"], before)
+    seen = []
+    model.head.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    features = model.body(batch["pixel_values"])
+    model.train()(batch["pixel_values"])
+    kept = seen[0] != 0
+    torch.testing.assert_close(seen[0][kept], 2 * features[kept])
+    assert 0.3 < (kept.sum() / (features != 0).sum()) < 0.7
+
+
+def test_rivals_evaluate_as_trainer_does(make_trainer, batch):
+    trainer = make_trainer(FloodingTrainer, 5.0)
+    trainer.model.eval()
+    task = functional.cross_entropy(trainer.model(batch["pixel_values"])["logits"], batch["labels"])
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), task)
+
+
+def test_expected_calibration_error_of_a_worked_example():
+    probabilities = torch.tensor([[0.95, 0.05], [0.94, 0.06], [0.4, 0.6], [0.3, 0.7]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # bins of 1/15: (0.933, 1] holds 0.95 and 0.94, one of them right; 0.6 and 0.7 stand alone, both right
+    expected = 0.5 * abs(0.5 - 0.945) + 0.25 * 0.4 + 0.25 * 0.3
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+
+
+def test_nc1_is_the_papers():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(30, 5)), np.repeat([0, 1, 2], 10)
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    within = sum(np.outer(x - means[c], x - means[c]) for x, c in zip(features, labels, strict=True)) / 30
+    between = sum(np.outer(m - means.mean(0), m - means.mean(0)) for m in means) / 3
+    expected = np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / 3
+    assert nc1(torch.from_numpy(features), torch.from_numpy(labels)) == pytest.approx(expected)
+
+
+def test_seeds_draw_balanced_rows_and_validation_is_kept_apart():
+    task = Task("digits-100/cnn")
+    data = task.load({})
+    train, measured = task.draw(data, seed=3, validation=False)
+    again, held_out = task.draw(data, seed=3, validation=True)
+    ids = [[id(row) for row in rows] for rows in (train, measured, again, held_out, data.test)]
+    assert ids[0] == ids[2]
+    assert ids[1] == ids[4]
+    assert not set(ids[3]) & (set(ids[0]) | set(ids[4]))
+    assert np.bincount([row["labels"] for row in train]).tolist() == [10] * 10
+    assert [id(row) for row in task.draw(data, seed=4, validation=False)[0]] != ids[0]
+    everything, kept = Task("digits-all/cnn").draw(data, seed=3, validation=True)
+    assert len(everything) + len(kept) == len(data.pool)
+    assert not {id(row) for row in everything} & {id(row) for row in kept}
+
+
+def test_all_methods_start_from_the_same_weights_and_take_the_same_steps():
+    task, scores = Task("digits-100/cnn"), {}
+    tuned = {name: {m.knob: m.grid[0]} for name, m in METHODS.items() if m.knob}
+    for name in METHODS:
+        chosen = settings(task, name, tuned, {"learning_rate": 0.0, "max_steps": 2})
+        rows = 16 if name == "half_batch" else 32
+        assert chosen["per_device_train_batch_size"] == rows
+        row = execute(Run(task.name, name, 5, "test", chosen), {})
+        scores[name] = (row["accuracy"], row["loss"], row["nc1"], row["train_loss"])
+    assert len(set(scores.values())) == 1, scores
+    moved = execute(Run(task.name, "itra", 5, "test", settings(task, "itra", {}, {"max_steps": 2})), {})
+    assert moved["loss"] != scores["itra"][1]
+
+
+def test_a_killed_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    results = tmp_path / "results.jsonl"
+    methods = ["trainer:max_steps=1", "itra:max_steps=1"]
+    first = run_all(planned(["digits-100/cnn"], methods, [0], "test"), results, {}, 1)
+    lines = results.read_text().splitlines(keepends=True)
+    assert len(lines) == len(first) == 2
+    results.write_text(lines[0] + lines[1][:40])
+    executed = []
+
+    def execute_and_count(run, folders):
+        executed.append(run.method)
+        return {**run._asdict(), "accuracy": 1.0}
+
+    class OneProcess:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            pass
+
+        def imap_unordered(self, function, jobs):
+            return map(function, jobs)
+
+    monkeypatch.setattr(runs, "execute", execute_and_count)
+    monkeypatch.setattr(runs.multiprocessing, "get_context", lambda kind: type("Context", (), {"Pool": OneProcess}))
+    second = run_all(planned(["digits-100/cnn"], methods, [0], "test"), results, {}, 1)
+    assert executed == [json.loads(lines[1])["method"]]
+    assert results.read_text().splitlines(keepends=True)[0] == lines[0]
+    assert {row["method"] for row in second} == set(methods)
+
+
+def test_changed_settings_are_run_anew():
+    task = Task("digits-100/cnn")
+    plain, heavier = (
+        Run(task.name, "itra", 0, "test", settings(task, "itra", {}, overrides))
+        for overrides in ({}, {"matching_weight": 2.0})
+    )
+    assert plain.key != heavier.key
+    assert plain.settings["matching_max_grad_ratio"] is not None  # defaults are part of the key
+
+
+def test_tuning_takes_the_most_accurate_and_of_equals_the_lowest_loss():
+    grid = [{"lr": 1}, {"lr": 2}, {"lr": 3}]
+    scores = {1: (0.8, 0.1), 2: (0.9, 0.5), 3: (0.9, 0.4)}
+    rows = [{"settings": {"lr": lr, "other": 0}, "accuracy": a, "loss": b} for lr, (a, b) in scores.items()]
+    assert best(rows, grid) == {"lr": 3}
+
+
+def test_paired_differences_have_t_intervals():
+    ours, theirs = [0.92, 0.95, 0.91, 0.94], [0.90, 0.94, 0.91, 0.92]
+    result = compare(dict(enumerate(ours)), dict(enumerate(theirs)))
+    differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    half = stats.t.ppf(0.975, 3) * stdev(differences) / math.sqrt(4)
+    assert (result.gain, result.low, result.high) == pytest.approx(
+        (mean(differences), mean(differences) - half, mean(differences) + half)
+    )
+    assert result.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    assert (result.wins, result.ties, result.losses) == (3, 1, 0)
+
+
+def test_only_seeds_of_both_are_compared():
+    result = compare({0: 0.5, 1: 0.6, 2: 0.9}, {0: 0.4, 1: 0.6, 3: 0.1})
+    assert result.gain == pytest.approx(5.0)
+    assert result.seeds == 2
+
+
+def test_holms_correction_of_a_worked_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    rows = []
+    for method, level in (("trainer", 0.80), ("itra", 0.82), ("dropout", 0.81)):
+        for run in planned(["digits-100/cnn"], [method], list(range(4)), "test"):
+            measures = dict.fromkeys(("macro_f1", "ece", "nc1", "scatter", "step_seconds", "memory"), 0.5)
+            accuracy = level + run.seed * (0.002 if method == "itra" else 0.0)
+            rows.append({**run._asdict(), "accuracy": accuracy, "loss": 1 - level, **measures})
+    stale = {**rows[4], "accuracy": 0.1, "settings": {**rows[4]["settings"], "matching_weight": 7.0}}
+    tuning = {**rows[4], "accuracy": 0.1, "split": "validation"}
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in [*rows, stale, tuning]))
+    text = page(current(results))
+    # gains of 2.0, 2.2, 2.4 and 2.6 points: mean 2.3, standard error 0.1291, t of 3 degrees of freedom 3.182
+    assert "| digits-100/cnn | 4 | 80.0 ± 0.0 | 82.3 ± 0.3 | +2.30 (+1.89 to +2.71) |" in text
+    assert "| 4 / 0 / 0 | -10 % |" in text
+    assert "- better: digits-100/cnn (+2.30)" in text
+    assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
+    assert "+2.30 points on average" in headline(current(results))
+
+
+def test_readme_takes_the_headline_between_its_marks():
+    text = "a\n<!-- evidence -->\nold\n<!-- /evidence -->\nb\n"
+    assert readme_with(text, "new") == "a\n<!-- evidence -->\nnew\n<!-- /evidence -->\nb\n"
+    with pytest.raises(ValueError, match="<!-- evidence -->"):
+        readme_with("no marks", "new")
