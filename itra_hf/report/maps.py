@@ -102,7 +102,10 @@ def side_by_side(sides: list[tuple[str, Saved]], name: str, title: str) -> Pictu
 def pca_map(saved: Saved, name: str, title: str) -> Picture:
     """The map of features along their first two principal axes."""
     points, shares = principal_axes(saved["features"])
-    caption = f"{len(points):,} rows along the two directions of most scatter, {shares.sum():.0%} of it in all. Each map has axes of its own."
+    caption = (
+        f"{len(points):,} rows along the two directions of most scatter, {shares.sum():.0%} of it in all. Each map has "
+        "axes of its own."
+    )
     return _map(saved, points, name, title, caption, _axis_names(shares))
 
 
