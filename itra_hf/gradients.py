@@ -38,13 +38,14 @@ def task_squared_norm(
     model: nn.Module,
     scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """The squared norm of the task's gradient at the head's full input, also where a compiled graph hides it.
+    """The squared norm of the task's gradient at the head's full input, also where a graph hides it.
 
     In a compiled model features and loss come out of one graph. Then the gradient goes back from the loss to the
     logits, from there through the head to the rows, and on to the tokens they were made of. This is the number that
     eager mode gives, but for dropout inside an adapter around the head, which is left out. Where even the logits lie
     inside the graph, the loss is computed once more from them, by the rule of transformers; the first time it is
-    checked to be the model's own, up to the number of ranks.
+    checked to be the model's own, up to the number of ranks or of micro-batches. So it is under DeepSpeed, which takes
+    any gradient that passes the model's outputs for the step's own and would reduce it across ranks.
 
     Args:
         task_loss: scalar, as it enters the backward pass.
@@ -58,17 +59,19 @@ def task_squared_norm(
     Raises:
         TaskGradientError: if the gradient is out of reach.
     """
-    norm = squared_norm(scale * task_loss, features.inputs)
+    norm = None if features.outputs_are_closed else squared_norm(scale * task_loss, features.inputs)
     if norm is not None:
         return norm
     if not isinstance(features, HeadInput):
         raise TaskGradientError(
-            "the task's gradient at a hidden state lies inside a compiled graph, so the cap on the matching's gradient "
-            "cannot be kept; take feature_layer='head', or set torch_compile=False or matching_max_grad_ratio=None"
+            "the task's gradient at a hidden state is out of reach in a compiled model and under DeepSpeed, so the cap "
+            "on the matching's gradient cannot be kept; take feature_layer='head', or do without torch_compile or "
+            "DeepSpeed, or set matching_max_grad_ratio=None"
         )
     logits = logits_of(outputs)
     at_logits = None
-    if logits is not None and logits.requires_grad and task_loss.requires_grad:
+    reachable = not features.outputs_are_closed and task_loss.requires_grad
+    if reachable and logits is not None and logits.requires_grad:
         (at_logits,) = torch.autograd.grad(task_loss, logits, retain_graph=True, allow_unused=True)
     if at_logits is None:
         at_logits = _gradient_of_known_loss(task_loss, features, logits, labels, model)
@@ -114,11 +117,12 @@ def _gradient_of_known_loss(
             again = ForSequenceClassificationLoss(labels, logits, config)
         factor = torch.where(again == 0, 1.0, task_loss.detach() / again.detach())
         if not features.loss_is_known:
-            features.loss_is_known = bool((factor - factor.round().clamp(min=1)).abs() < 0.01 * factor)
+            times = torch.maximum(factor, 1 / factor)
+            features.loss_is_known = bool((times - times.round()).abs() < 0.01 * times)
         if features.loss_is_known:
             return torch.autograd.grad(again, logits)[0] * factor
     raise TaskGradientError(
-        f"{type(model).__name__} computes its loss inside a compiled graph in a way of its own, so the cap on the "
-        "matching's gradient cannot be kept; pass compute_loss_func, or set torch_compile=False or "
-        "matching_max_grad_ratio=None"
+        f"{type(model).__name__} computes its loss in a way of its own, where a compiled model or DeepSpeed hides its "
+        "gradient, so the cap on the matching's gradient cannot be kept; pass compute_loss_func (compiled models "
+        "only), or do without torch_compile or DeepSpeed, or set matching_max_grad_ratio=None"
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import gather_rows, sum_over_ranks
@@ -162,6 +163,8 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
             "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
             "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
         )
+    if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
+        _check_deepspeed(trainer)
     if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
         raise ValueError(
             "train_sampling_strategy='batch_rebalance' makes its own batches, which pairing='class' cannot keep; "
@@ -169,6 +172,18 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
         )
     if trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
         _check_labels(trainer, args, model)
+
+
+def _check_deepspeed(trainer: "ITRATrainer") -> None:
+    """Refuse what hides the task's gradient from the cap under DeepSpeed."""
+    way_out = "set matching_max_grad_ratio=None and a small matching_weight, or train with DDP or FSDP2"
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(f"DeepSpeed's ZeRO stage 3 shards the head's weight, which the cap needs; {way_out}")
+    if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+        raise ValueError(
+            "under DeepSpeed the cap knows the loss that transformers takes of the logits, but not label smoothing or "
+            f"compute_loss_func; {way_out}"
+        )
 
 
 def _check_labels(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:

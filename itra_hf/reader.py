@@ -21,6 +21,7 @@ class FeatureReader(ABC):
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = tuple(modules)
+        self.outputs_are_closed = False  # set where no gradient may pass the model's outputs but the step's own
         self.loss_is_known = False  # set once the task's gradient was seen to follow from the logits
         self._calls: dict[int, tuple[tuple[Tensor, ...], Any]] = {}
         self._handles: list[RemovableHandle] = []

@@ -267,6 +267,7 @@ class ITRATrainer(Trainer):
                 self._refuse(str(error))
                 return None
             features.attach()
+            features.outputs_are_closed = self.is_deepspeed_enabled
             self._matching = Matching(self.matching_args, loss, features, self._network, self.args.device)
         return self._matching
 

@@ -61,6 +61,7 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     trainer = tiny.trainer(folder / name, model, rows, cls, keywords=keywords, **options)
     trainer.train()
     result = {"weights": full_weights(trainer.model), "log": trainer.state.log_history}
+    result["engine"] = type(trainer.model_wrapped).__name__
     result["sharded"] = all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     if resume_at is not None:
         resumed = tiny.trainer(folder / name, start, rows, cls, keywords=keywords, **options)

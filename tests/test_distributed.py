@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import accelerate
@@ -49,6 +50,12 @@ SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for
 SHARDED["sharded_resumed"] = SHARDED["sharded_step"] | {"dropout": 0.3, "resume_at": 2, "optim": "adamw_torch"}
 MEASURED = {"measured": {"measures": ["compactness", "gradient_scatter", "over_adaptation"], "optim": "adamw_torch"}}
 UNMEASURED = {"unmeasured": {"optim": "adamw_torch"}}
+ZERO2 = {
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+}
 ODD = {"odd": {"rows": 45, "max_steps": 9}}
 
 
@@ -111,6 +118,20 @@ def test_fsdp2_has_the_losses_of_ddp(results, name):
         for key in ("task_loss", "matching_loss", "matching_weight", "loss", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
     torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_zero2_has_the_losses_of_ddp(tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    launch(tmp_path, 2, WHOLE)
+    launch(tmp_path, 2, {f"zero2_{name}": changes | {"deepspeed": ZERO2} for name, changes in WHOLE.items()})
+    for name in WHOLE:
+        zero2, ddp = (torch.load(tmp_path / f"{run}-2-0.pt", weights_only=False) for run in (f"zero2_{name}", name))
+        assert zero2["engine"] == "DeepSpeedEngine"
+        for ours, theirs in zip(zero2["log"][:-1], ddp["log"][:-1], strict=True):
+            for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
+        torch.testing.assert_close(zero2["weights"], ddp["weights"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(

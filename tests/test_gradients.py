@@ -81,6 +81,20 @@ def test_out_of_reach_the_dropout_of_an_adapter_is_left_out_and_draws_nothing():
     torch.testing.assert_close(norm, (at_logits @ head_input.head.weight).square().sum())
 
 
+@pytest.mark.parametrize("factor", [1, 2, 0.25])
+def test_closed_outputs_are_not_passed(factor):
+    """DeepSpeed's hooks on what a model returns take a gradient that passes there for the step's own."""
+    model = tiny.bert(0.0)
+    head_input, features, outputs, labels = forward(model, tiny.texts(6))
+    expected = squared_norm(factor * outputs.loss, head_input.inputs)
+    head_input.outputs_are_closed = True
+    for output in (outputs.loss, outputs.logits):
+        output.register_hook(lambda gradient: 1 / 0)
+    torch.testing.assert_close(
+        task_squared_norm(factor * outputs.loss, head_input, features, outputs, labels, model), expected
+    )
+
+
 def test_a_loss_of_the_models_own_out_of_reach_is_an_error():
     model = tiny.bert(0.0)
     head_input, features, outputs, labels = forward(model, tiny.texts(6))
