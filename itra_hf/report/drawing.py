@@ -70,6 +70,7 @@ class Picture:
         }
         with mpl.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), dpi=DPI, layout="constrained")
+            figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)  # type: ignore[union-attr, call-arg]
             self.draw(figure)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")

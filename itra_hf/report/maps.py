@@ -36,7 +36,7 @@ def class_styles(saved: Saved) -> list[dict[str, Any]]:
     return [
         {
             "label": label,
-            "number": index,
+            "number": int(label),
             "name": name,
             "colour": COLOURS[index % 10],
             "marker": MARKERS[index // 10 % 8] if len(labels) > IN_PICTURE else MARKERS[index % 8],
@@ -94,6 +94,8 @@ def side_by_side(sides: list[tuple[str, Saved]], name: str, title: str) -> Pictu
             _scatter(axes, saved, at)
             axes.set(title=label, **_axis_names(shares))
         _legend(figure, sides[0][1])
+        if len(class_styles(sides[0][1])) > IN_PICTURE:
+            figure.supxlabel("Numbers, at class means where there is room: the labels of classes.", fontsize=9)
 
     alt = f"Maps of the features along their first two principal axes, {' and '.join(label for label, _ in sides)}."
     return Picture(name, title, "", alt, draw, height=5.0, width=2 * WIDTH)
@@ -128,7 +130,7 @@ def _map(saved: Saved, points: np.ndarray, name: str, title: str, caption: str, 
         _legend(figure, saved)
 
     if len(styles) > IN_PICTURE:
-        caption += " Numbers stand at class means, where there is room; the list below names them."
+        caption += " Numbers stand at class means, where there is room; the list of classes names them."
     alt = f"Scatter plot of {len(points)} rows of {len(styles)} classes, coloured by class. {caption}"
     return Picture(name, title, caption, alt, draw, height=4.6 if len(styles) > IN_PICTURE else 4.9)
 
