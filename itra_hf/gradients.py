@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from itra_hf.features import HeadInput, logits_of
+from itra_hf.guards import progress
 from itra_hf.reader import FeatureReader
 
 
@@ -81,7 +82,7 @@ def task_squared_norm(
     return torch.stack([_squares(gradient) for gradient in gradients]).sum()
 
 
-def feature_norms(
+def cap_measures(
     task_loss: Tensor,
     matching_loss: Tensor,
     features: FeatureReader,
@@ -91,15 +92,16 @@ def feature_norms(
     model: nn.Module,
     scale: Tensor | float,
 ) -> Tensor:
-    """The squared norms of the task's and of the matching's gradient at the head's full input, `[2]`.
+    """What the cap goes by, `[4]`: the squared norms of both gradients at the head's full input, and the progress.
 
-    The arguments are those of `task_squared_norm`. Both are 0 where the matching moves nothing: the features are
-    frozen, or its loss does not depend on them.
+    The arguments are those of `task_squared_norm`. The norms, of the task's and of the matching's gradient, are 0
+    where the matching moves nothing: the features are frozen, or its loss does not depend on them.
     """
     matching = squared_norm(scale * matching_loss, features.inputs)
     if matching is None:
-        return torch.zeros(2, device=task_loss.device)
-    return torch.stack([task_squared_norm(task_loss, features, rows, outputs, labels, model, scale), matching])
+        return torch.zeros(4, device=task_loss.device)
+    task = task_squared_norm(task_loss, features, rows, outputs, labels, model, scale)
+    return torch.stack([task, matching, *progress(logits_of(outputs), labels)])
 
 
 def _squares(gradient: Tensor) -> Tensor:

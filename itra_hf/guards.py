@@ -1,4 +1,9 @@
-"""The guards against collapse: the ramp of the weight, the cap on its gradient, and a watch on the features."""
+"""The guards against collapse: the ramp of the weight, the cap on its gradient, and a watch on the features.
+
+A matching loss is easiest to please by shrinking all features, and under Adam a gradient that points the same way in
+every step counts for more than its norm says. Before the task is learned, shrinking costs it little; so the cap opens
+as the model learns.
+"""
 
 import torch
 from torch import Tensor
@@ -20,27 +25,61 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
     return 1.0 if step >= warmup_steps else step / warmup_steps
 
 
-def capped_weight(weight: float, squared_norms: Tensor, max_ratio: float) -> Tensor:
+def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    """How far the model has learned its classes: the probability it gives to the right one, above chance.
+
+    Over rows of class y and K classes, `sum (p(y) - 1/K) / (1 - 1/K)` and the number of rows: 0 for a model that
+    guesses, 1 for one that is sure and right. Labels that are no classes count as learned.
+
+    Args:
+        logits: `[rows, K]`, if the model returned them.
+        labels: `[rows]`, if there are any; others than 0 to K-1 are left out.
+
+    Returns:
+        `[2]`, to be added up over micro-batches and ranks; the quotient is the progress.
+
+    Example:
+        >>> total, rows = progress(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1]))
+        >>> print(f"{total / rows:.2f}")
+        0.50
+    """
+    if logits is None:
+        return torch.ones(2, device=None if labels is None else labels.device)
+    classes = logits.shape[-1]
+    if labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape or classes < 2:
+        return torch.ones(2, device=logits.device)
+    probabilities = logits.detach().float().softmax(-1)
+    known = (labels >= 0) & (labels < classes)
+    right = probabilities.gather(-1, (labels.long() * known)[..., None])[..., 0]
+    above_chance = (right * classes - 1) / (classes - 1)
+    return torch.stack([(above_chance * known).sum(), known.sum()])
+
+
+def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ratio: float) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
-    `min(weight, max_ratio * |task gradient| / |matching gradient|)`
+    `min(weight, max_ratio * progress * |task gradient| / |matching gradient|)`
 
     Args:
         weight: the weight that is asked for.
         squared_norms: `[2]`, the squared norms of the task's and of the unweighted matching's feature gradient.
-        max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`.
+        progress: `[2]`, its sum and the number of rows; no rows count as learned.
+        max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`, once the task is learned.
 
     Returns:
         A scalar tensor; `weight` where the matching has no gradient.
 
     Example:
-        >>> capped_weight(1.0, torch.tensor([4.0, 100.0]), max_ratio=0.5)
+        >>> capped_weight(1.0, torch.tensor([4.0, 100.0]), torch.tensor([8.0, 8.0]), max_ratio=0.5)
         tensor(0.1000)
-        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), max_ratio=0.5)
+        >>> capped_weight(1.0, torch.tensor([4.0, 100.0]), torch.tensor([2.0, 8.0]), max_ratio=0.5)
+        tensor(0.0250)
+        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), torch.tensor([8.0, 8.0]), max_ratio=0.5)
         tensor(1.)
     """
     task, matching = squared_norms.sqrt().unbind()
-    limit = max_ratio * task / matching
+    learned = torch.where(progress[1] > 0, progress[0] / progress[1], 1.0).clamp(min=0)
+    limit = max_ratio * learned * task / matching
     return torch.where(matching > 0, limit.clamp(max=weight), weight)
 
 

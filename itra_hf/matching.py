@@ -109,18 +109,19 @@ class Matching:
         """Whether the cap has to be looked at in a step of this weight."""
         return ramped > 0 and self.args.matching_max_grad_ratio is not None
 
-    def weight(self, ramped: float, squared_norms: Callable[[], Tensor], like: Tensor) -> Tensor:
+    def weight(self, ramped: float, measure: Callable[[], Tensor], like: Tensor) -> Tensor:
         """The weight of a step after the cap, a scalar on the device of `like`.
 
         Args:
             ramped: the weight after the ramp.
-            squared_norms: gives `[2]`, the squared norms of the task's and the matching's feature gradient on this
-                rank; called only where a cap is kept.
+            measure: gives `[4]`, what the cap goes by on this rank: the squared norms of the task's and the matching's
+                feature gradient, and the progress; called only where a cap is kept.
             like: any tensor of the step.
         """
         if self.args.matching_max_grad_ratio is None or not self.is_capped(ramped):
             return like.new_tensor(ramped, dtype=torch.float32)
-        return capped_weight(ramped, sum_over_ranks(squared_norms()), self.args.matching_max_grad_ratio)
+        squared_norms, progress = sum_over_ranks(measure()).split(2)
+        return capped_weight(ramped, squared_norms, progress, self.args.matching_max_grad_ratio)
 
     def note(self, task_loss: Tensor, matching_loss: Tensor, weight: Tensor, share: float) -> None:
         """Add a micro-batch to what is to be logged; it is this share of an optimizer step."""

@@ -17,7 +17,7 @@ from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
-from itra_hf.gradients import feature_norms
+from itra_hf.gradients import cap_measures
 from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
@@ -194,7 +194,7 @@ class ITRATrainer(Trainer):
         task_loss, outputs, rows, labels = self._forward(matching, model, inputs, num_items_in_batch)
         matching_loss = matching.match(rows, labels)
         weighed = (task_loss, matching_loss / divisor, matching.features, rows, outputs, labels, self._network)
-        weight = matching.weight(self._ramped_weight(), lambda: feature_norms(*weighed, self._loss_scale()), rows)
+        weight = matching.weight(self._ramped_weight(), lambda: cap_measures(*weighed, self._loss_scale()), rows)
         matching.note(task_loss * divisor / micro_batches, matching_loss, weight, 1 / micro_batches)
         return task_loss + weight * matching_loss / divisor, outputs
 

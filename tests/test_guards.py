@@ -1,11 +1,13 @@
 """What the guards promise."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itra_hf.guards import CollapseWatch, capped_weight, ramp
+from itra_hf.guards import CollapseWatch, capped_weight, progress, ramp
 
 
 @given(st.integers(0, 200), st.integers(1, 200), st.floats(0, 1))
@@ -14,13 +16,35 @@ def test_the_ramp_is_linear_then_one(step, max_steps, ratio):
     assert ramp(step, max_steps, ratio) == pytest.approx(expected)
 
 
-@given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3))
-def test_the_weighted_gradient_stays_below_its_share(weight, ratio, task, matching):
-    capped = capped_weight(weight, torch.tensor([task**2, matching**2], dtype=torch.float64), ratio).item()
+@given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3), st.floats(-1, 1))
+def test_the_weighted_gradient_stays_below_its_share_of_what_is_learned(weight, ratio, task, matching, learned):
+    norms = torch.tensor([task**2, matching**2], dtype=torch.float64)
+    capped = capped_weight(weight, norms, torch.tensor([7 * learned, 7], dtype=torch.float64), ratio).item()
+    share = ratio * max(learned, 0) * task
     assert capped <= weight
-    assert capped * matching <= ratio * task * (1 + 1e-6) or matching**2 == 0
-    if weight * matching <= ratio * task:
+    assert capped * matching <= share * (1 + 1e-6) or matching**2 == 0
+    if weight * matching <= share:
         assert capped == pytest.approx(weight)
+
+
+def test_progress_is_the_right_probability_above_chance():
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(9) % 4
+    right = [math.exp(row[label]) / sum(map(math.exp, row)) for row, label in zip(logits.tolist(), labels, strict=True)]
+    total, rows = progress(logits, labels).tolist()
+    assert (total / rows, rows) == (pytest.approx((sum(right) / 9 - 1 / 4) / (1 - 1 / 4), abs=1e-6), 9)
+    assert progress(torch.zeros(9, 4), labels).tolist() == [pytest.approx(0, abs=1e-6), 9]
+    assert progress(100.0 * torch.eye(4)[labels], labels).tolist() == [pytest.approx(9), 9]
+
+
+def test_rows_without_a_class_do_not_count_and_labels_that_are_no_classes_are_learned():
+    logits = 100.0 * torch.eye(4)
+    assert progress(logits, torch.tensor([0, -100, 2, 9])).tolist() == [2, 2]
+    for labels in (None, torch.rand(4), torch.rand(4, 4), torch.zeros(4, 3, dtype=torch.long)):
+        total, rows = progress(logits, labels)
+        assert total == rows > 0
+    total, rows = progress(logits[:, :1], torch.tensor([3, 0, 2, 1]))  # whole numbers as regression targets
+    assert total == rows > 0
 
 
 def test_notices_features_that_shrink_a_thousandfold_and_no_less():

@@ -12,6 +12,7 @@ MORE_IMAGES = [
     "fashion_mnist-all/cnn",
 ]
 TEXTS = [
+    "banking77-5shot/minilm-last2",
     *("banking77-5shot/minilm", "banking77-10shot/minilm", "sst2-200/minilm", "sst2-1000/minilm"),
     *("banking77-5shot/minilm-lora", "banking77-10shot/minilm-lora", "sst2-200/minilm-lora", "sst2-1000/minilm-lora"),
     *("banking77-all/minilm", "sst2-all/minilm", "banking77-all/minilm-lora", "sst2-all/minilm-lora"),
@@ -31,6 +32,7 @@ GROUPS = {
     "texts": TEXTS,
     "hub": NEEDS_NETWORK_AND_GPU,
 }
+ALL_TASKS = [*GROUPS["images"], *GROUPS["texts"], *GROUPS["hub"]]
 
 DEFAULT = ["trainer", "itra"]
 RIVALS = ["half_batch", "label_smoothing", "dropout", "mixup", "centre_loss", "supcon", "r_drop", "flooding"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
-from plan import LOW_DATA_IMAGES, MAIN, OTHERS
+from plan import ABLATIONS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
 from runs import HERE, Run, planned, read_results, read_tuned
 from tables import Results, ablation_table, column, family, main_table, table, task_tables
 
@@ -18,13 +18,18 @@ MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
 
 
 def current(path: Path) -> Results:
-    """The results on test rows whose settings are today's; what other settings gave is left out."""
-    results: Results = defaultdict(lambda: defaultdict(dict))
+    """The results of reported seeds at today's settings, in the plan's order; all others are left out."""
+    found: Results = defaultdict(lambda: defaultdict(dict))
     for row in read_results(path).values():
         run = Run(*(row[name] for name in Run._fields))
-        if run in planned([run.task], [run.method], [run.seed], "test"):
-            results[run.task][run.method][run.seed] = row
-    return results
+        if run in planned([run.task], [run.method], None, "test"):
+            found[run.task][run.method][run.seed] = row
+    order = [*ALL_TASKS, *METHODS_REPORTED, *ABLATIONS.values()]
+    return {
+        task: {method: found[task][method] for method in order if method in found[task]}
+        for task in order
+        if task in found
+    }
 
 
 def verdicts(results: Results) -> list[str]:

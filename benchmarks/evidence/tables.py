@@ -20,7 +20,7 @@ def family(results: Results, pairs: list[tuple[str, str]]) -> dict[tuple[str, st
         (task, ours): compare(column(methods[ours], "accuracy"), column(methods[theirs], "accuracy"))
         for task, methods in results.items()
         for ours, theirs in pairs
-        if ours in methods and theirs in methods
+        if set(methods.get(ours, ())) & set(methods.get(theirs, ()))
     }
     corrected = holm([comparison.p for comparison in found.values()])
     return {key: (comparison, p) for (key, comparison), p in zip(found.items(), corrected, strict=True)}

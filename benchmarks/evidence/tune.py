@@ -2,8 +2,9 @@
 
 import itertools
 import json
+from math import inf
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from methods import BASELINE, METHODS, TEXT_BASELINE
@@ -35,10 +36,14 @@ def _baseline(task: str) -> list[dict[str, Any]]:
 
 
 def best(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings of the highest mean accuracy, of equals those of the lowest mean loss."""
+    """The one-standard-error rule: of the settings as accurate as the best, up to one standard error of the paired
+    difference over seeds, that of the lowest mean loss."""
+    own = [{row["seed"]: row for row in rows if point.items() <= row["settings"].items()} for point in grid]
+    top = max(own, key=lambda scores: mean(row["accuracy"] for row in scores.values()))
 
-    def score(point: dict[str, Any]) -> tuple[float, float]:
-        own = [row for row in rows if point.items() <= row["settings"].items()]
-        return mean(row["accuracy"] for row in own), -mean(row["loss"] for row in own)
+    def is_as_good(scores: dict[int, dict[str, Any]]) -> bool:
+        behind = [top[seed]["accuracy"] - scores[seed]["accuracy"] for seed in top]
+        return mean(behind) <= (stdev(behind) / len(behind) ** 0.5 if len(behind) > 1 else 0.0)
 
-    return max(grid, key=score)
+    losses = [mean(row["loss"] for row in scores.values()) if is_as_good(scores) else inf for scores in own]
+    return grid[losses.index(min(losses))]
