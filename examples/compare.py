@@ -23,12 +23,13 @@ from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 
 from itra_hf import ITRAConfig
 from itra_hf.compare import RESULT, compare, table
+from itra_hf.diagnostics.callback import MEASURES
 from itra_hf.report import write_comparison
 from itra_hf.tasks import Task
 
 DEFAULTS = {
     "output_dir": "outputs/compare",
-    "max_steps": 1000,
+    "max_steps": 600,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 256,
     "learning_rate": 1e-3,
@@ -93,7 +94,8 @@ def main(argv: list[str] | None = None) -> Path:
     parser.set_defaults(**DEFAULTS)
     how, args = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     torch.set_num_threads(1)  # as fast as two for so small a model
-    result = compare(digits(how.train_size, args.seed), args, list(range(args.seed, args.seed + how.seeds)))
+    seeds = list(range(args.seed, args.seed + how.seeds))
+    result = compare(digits(how.train_size, args.seed), args, seeds, MEASURES)
     page = write_comparison(Path(args.output_dir) / RESULT)
     print(f"\n{table(result)}\n\n{result['sentence']}\n\nThe report is {page}")
     return page

@@ -23,9 +23,7 @@ def forward(model, rows):
 def test_gives_both_norms_at_the_heads_input_and_no_gradient_elsewhere(make, rows):
     model = make()
     head_input, features, outputs, labels = forward(model, rows(6))
-    norms = cap_measures(
-        outputs.loss, features.square().sum(), head_input, features, outputs, labels, model, scale=4.0
-    )
+    norms = cap_measures(outputs.loss, features.square().sum(), head_input, features, outputs, labels, model, scale=4.0)
     logits = outputs.logits.detach().requires_grad_()
     (at_logits,) = torch.autograd.grad(4 * nn.functional.cross_entropy(logits, labels), logits)
     expected = torch.stack([at_logits @ head_input.head.weight, 8 * features]).square().sum((1, 2))

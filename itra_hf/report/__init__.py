@@ -151,8 +151,8 @@ def _differences(content: dict[str, Any]) -> dict[str, Any]:
         interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
         means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
         rows.append((name, *means, interval))
-    head = ["mean of the seeds", "Trainer", "ITRATrainer", "difference", "95 % interval"]
-    note = "Differences are ITRATrainer minus Trainer, paired by seed."
+    head = ["mean", "Trainer", "ITRATrainer", "difference", "95 % interval"]
+    note = "Means over the seeds; differences are ITRATrainer minus Trainer, paired by seed."
     return {"title": "Differences", "head": head, "rows": rows, "note": note}
 
 

@@ -6,15 +6,22 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from itra_hf.report.drawing import Picture, finish
+from itra_hf.report.drawing import Picture, curve, finish
 from itra_hf.report.maps import page_legend, pca_map
 from itra_hf.report.runs import Run
 
 TRAINERS = ("Trainer", "ITRATrainer")
 STYLES = {"Trainer": ("C1", "--"), "ITRATrainer": ("C0", "-")}
 
-# In the order in which they are shown; metrics of the user's come first, with the one that the verdict is about.
-CURVES = {"eval_loss": "evaluation loss", "eval_scatter_ratio": "within / between scatter"}
+# Of the runs that logged them, in this order.
+CURVES = {
+    "eval_loss": "evaluation loss",
+    "eval_scatter_ratio": "within / between scatter",
+    "eval_silhouette": "silhouette",
+    "gradient_scatter": "gradient scatter, variance / |mean|²",
+    "over_adaptation": "over-adaptation in a step",
+}
+LOGARITHMIC = ("eval_loss", "eval_scatter_ratio", "gradient_scatter")
 
 
 def difference_picture(content: dict[str, Any]) -> Picture:
@@ -38,7 +45,7 @@ def difference_picture(content: dict[str, Any]) -> Picture:
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("ITRATrainer minus Trainer")
 
-    caption = "Every dot is a seed; the diamond is their mean, the bar its 95 % interval. Left of the line is less."
+    caption = "Every dot is a seed; the diamond is their mean, the bar its 95 % interval. Left of 0 is less under ITRATrainer."
     told = [f"{name}: {entry['difference']:+.3g} in the mean." for name, entry in differences.items()]
     alt = f"Paired differences, ITRATrainer minus Trainer, of {len(content['runs']) // 2} seeds. {' '.join(told)}"
     return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
@@ -103,9 +110,9 @@ def _curves(runs: list[tuple[dict[str, Any], Run | None]], name: str, label: str
         for trainer, (steps, values) in series:
             colour, dashes = STYLES[trainer]
             legend = None if trainer in seen else trainer
-            axes.plot(steps, values, dashes, color=colour, alpha=0.75, linewidth=1.3, label=legend)
+            curve(axes, (steps, values), legend, color=colour, linestyle=dashes, alpha=0.75, linewidth=1.3)
             seen.add(trainer)
-        finish(axes, label, log=all(value > 0 for _, (_, values) in series for value in values))
+        finish(axes, label, log=name in LOGARITHMIC and all(value > 0 for _, (_, values) in series for value in values))
 
     ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in TRAINERS}
     told = [f"{trainer} ends at {np.mean(values):.3g} in the mean." for trainer, values in ends.items() if values]

@@ -86,7 +86,7 @@ class Picture:
         return {"title": self.title, "caption": self.caption, "alt": self.alt, **encoded, **size}
 
 
-def curve(axes: Axes, series: tuple[list[int], list[float]], label: str, **style: Any) -> None:
+def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, **style: Any) -> None:
     """A line through the values of a series, with dots where there are few of them."""
     steps, values = series
     if steps:
