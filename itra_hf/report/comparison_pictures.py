@@ -45,7 +45,9 @@ def difference_picture(content: dict[str, Any]) -> Picture:
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("ITRATrainer minus Trainer")
 
-    caption = "Every dot is a seed; the diamond is their mean, the bar its 95 % interval. Left of 0 is less under ITRATrainer."
+    caption = (
+        "Every dot is a seed; diamond and bar are their mean and its 95 % interval. Left of 0, ITRATrainer has less."
+    )
     told = [f"{name}: {entry['difference']:+.3g} in the mean." for name, entry in differences.items()]
     alt = f"Paired differences, ITRATrainer minus Trainer, of {len(content['runs']) // 2} seeds. {' '.join(told)}"
     return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
