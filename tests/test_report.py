@@ -249,6 +249,14 @@ def test_a_comparison_shows_runs_differences_and_both_maps(tmp_path):
     assert report.main([str(tmp_path)]) == page
 
 
+def test_a_comparison_that_was_cut_off_after_one_run_has_a_report(tmp_path):
+    path = comparison(tmp_path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"runs": content["runs"][:1], "differences": {}}))
+    assert "1 Trainer 1.0" in " ".join(shown_text(report.write_comparison(path)).split())
+    assert not (tmp_path / "comparison.png").exists()
+
+
 def test_a_report_without_matplotlib_says_what_is_missing(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("itra_hf.report")]:
         monkeypatch.delitem(sys.modules, name)

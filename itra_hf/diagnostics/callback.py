@@ -155,7 +155,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             if self.report:
                 from itra_hf.report import write_report
 
-                logger.warning(f"The report is {write_report(Path(args.output_dir))}")
+                logger.info(f"The report is {write_report(Path(args.output_dir))}")
 
     def _measure(self, state: Any) -> None:
         """Measure, and keep the figures and the features."""

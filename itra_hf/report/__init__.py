@@ -81,7 +81,8 @@ def write_comparison(results: str | Path) -> Path:
     content = json.loads(path.read_text(encoding="utf-8"))
     folder = path.parent
     differences = difference_picture(content)
-    differences.save(folder)
+    if differences is not None:
+        differences.save(folder)
     maps, legend = map_pictures(content, folder)
     return _write(
         folder / "comparison.html",

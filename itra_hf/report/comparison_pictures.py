@@ -24,9 +24,11 @@ CURVES = {
 LOGARITHMIC = ("eval_loss", "eval_scatter_ratio", "gradient_scatter")
 
 
-def difference_picture(content: dict[str, Any]) -> Picture:
-    """The paired difference of every metric: a dot for each seed, the mean and its interval."""
-    differences = {name: entry for name, entry in content["differences"].items() if entry["values"]}
+def difference_picture(content: dict[str, Any]) -> Picture | None:
+    """The paired difference of every metric: a dot for each seed, the mean and its interval; None without a pair."""
+    differences = content["differences"]
+    if not differences:
+        return None
 
     def draw(figure: Figure) -> None:
         rows = figure.subplots(len(differences), 1, squeeze=False)[:, 0]
@@ -56,8 +58,8 @@ def difference_picture(content: dict[str, Any]) -> Picture:
 def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
     """Every pair of runs, and the curves of those runs whose folders are there."""
     runs = [(entry, _run(folder / entry["folder"])) for entry in content["runs"]]
-    curves = [_curves(runs, name, label) for name, label in CURVES.items()]
-    return [_pairs(content), *(picture for picture in curves if picture is not None)]
+    pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
+    return [picture for picture in pictures if picture is not None]
 
 
 def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], list[dict[str, Any]]]:
@@ -81,12 +83,13 @@ def _run(folder: Path) -> Run | None:
         return None
 
 
-def _pairs(content: dict[str, Any]) -> Picture:
-    """The main metric of both trainers, a line for each seed."""
+def _pairs(content: dict[str, Any]) -> Picture | None:
+    """The main metric of both trainers, a line for each seed; None without a pair."""
     name = content["metric"]
+    if name not in content["differences"]:
+        return None
     values = {(entry["trainer"], entry["seed"]): entry["metrics"].get(name) for entry in content["runs"]}
-    seeds = content["differences"].get(name, {"seeds": []})["seeds"]
-    pairs = {seed: [values[trainer, seed] for trainer in TRAINERS] for seed in seeds}
+    pairs = {seed: [values[trainer, seed] for trainer in TRAINERS] for seed in content["differences"][name]["seeds"]}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
