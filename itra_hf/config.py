@@ -133,7 +133,8 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 0.5. `None` (on a command line: `inf`) switches the cap off.
+            task's, default 0.5, times how far the model has learned its classes: the mean probability it gives to the
+            right one, from 0 at chance to 1. `None` (on a command line: `inf`) switches the cap off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, default 5.
