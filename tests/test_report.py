@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -17,7 +19,8 @@ from itra_hf import report
 from itra_hf.diagnostics import ITRADiagnosticsCallback, compactness
 from itra_hf.diagnostics.saved import SavedRun
 from itra_hf.report.class_pictures import class_pictures
-from itra_hf.report.maps import class_styles, feature_maps, principal_axes
+from itra_hf.report.comparison_pictures import difference_picture
+from itra_hf.report.maps import both_maps, class_styles, feature_maps, principal_axes
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run, class_scatters
 
@@ -162,8 +165,6 @@ def test_curves_are_those_of_the_log(run):
 
 
 def figure_of(picture):
-    from matplotlib.figure import Figure
-
     figure = Figure()
     picture.draw(figure)
     return figure
@@ -194,6 +195,24 @@ def test_77_classes_look_different_and_are_all_named(tmp_path):
     assert len({(style["colour"], style["marker"]) for style in styles}) == 77
     text = shown_text(report.write_report(folder))
     assert all(f"{label} intent_with_a_rather_long_name_{label}" in " ".join(text.split()) for label in range(77))
+
+
+def test_no_picture_is_cut_off(run, tmp_path, monkeypatch):
+    spills = {}
+
+    def note(figure, *args, **kwargs):
+        FigureCanvasAgg(figure).draw()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        spills[len(spills)] = max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", note)
+    many = Run(many_classes(tmp_path / "run"))
+    pictures = [*run_pictures(Run(run)), *class_pictures(Run(run)), *class_pictures(many), *feature_maps(many)]
+    pictures += [both_maps(many), difference_picture(json.loads(comparison(tmp_path).read_text()))]
+    for picture in pictures:
+        picture.png("light")
+    assert len(spills) == len(pictures)
+    assert {picture.name: spill for picture, spill in zip(pictures, spills.values(), strict=True) if spill > 0} == {}
 
 
 def test_numbers_on_the_map_do_not_cover_each_other(tmp_path):
