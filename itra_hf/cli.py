@@ -14,8 +14,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, set_seed
 
-from itra_hf.compare import compare, table
+from itra_hf.compare import RESULT, SettingsError, compare, table
 from itra_hf.config import ITRAConfig, MatchingArguments
+from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.tasks import TaskArguments, load_task
 from itra_hf.trainer import ITRATrainer
 
@@ -41,6 +42,13 @@ MORE_OPTIONS = """Several processes:
 
 Every option of transformers.TrainingArguments works too, such as --output_dir, --num_train_epochs, --learning_rate,
 --per_device_train_batch_size, --seed, --report_to or --push_to_hub."""
+
+
+@dataclass
+class TrainArguments:
+    """What `train` does beside training."""
+
+    report: bool = field(default=False, metadata={"help": "Write report.html, too; needs itra_hf[report]."})
 
 
 @dataclass
@@ -80,10 +88,10 @@ def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
     return tuple(parser.parse_args_into_dataclasses(argv))
 
 
-def options_help(command: str, *kinds: Any) -> str:
+def options_help(command: str) -> str:
     """The options of this package; those of TrainingArguments are too many, and documented elsewhere."""
     lines = [f"itra-hf {command} [CONFIG.yaml] [--option value ...]", "", str(COMMANDS[command].__doc__)]
-    for title, kind in kinds:
+    for title, kind in OPTIONS[command].items():
         lines += ["", f"{title}:"]
         for option in fields(kind):
             default = "" if option.default in (None, "") else f" (default:\0{option.default})"
@@ -115,7 +123,9 @@ def launch(argv: list[str]) -> None:
 
 def train_command(argv: list[str]) -> None:
     """Train on texts, images or sounds with ITRATrainer; evaluate; save the model and its card."""
-    task, args = prepare("train", argv)
+    task, how, args = prepare("train", argv, TrainArguments)
+    if how.report:
+        _report_module()
     if task.kind != "text":
         args.remove_unused_columns = False
     trainer = ITRATrainer(
@@ -126,6 +136,7 @@ def train_command(argv: list[str]) -> None:
         eval_dataset=task.test,
         processing_class=task.processor,
         compute_metrics=task.compute_metrics,
+        callbacks=[] if task.names is None else [ITRADiagnosticsCallback(report=how.report)],
     )
     trained = trainer.train(resume_from_checkpoint=_resume_from(args))
     trainer.log_metrics("train", trained.metrics)
@@ -152,13 +163,39 @@ def _resume_from(args: ITRAConfig) -> str | bool | None:
 def compare_command(argv: list[str]) -> None:
     """Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps."""
     task, how, args = prepare("compare", argv, CompareArguments)
-    seeds = list(range(args.seed, args.seed + how.seeds))
-    result = compare(task, args, seeds)
+    report = _report_module()
+    try:
+        result = compare(task, args, list(range(args.seed, args.seed + how.seeds)))
+    except SettingsError as error:
+        sys.exit(f"itra-hf compare: {error}")
     if args.process_index == 0:
-        print(f"\n{table(result)}\n\n{result['sentence']}\n\nAll of it is in {args.output_dir}.")
+        page = report.write_comparison(Path(str(args.output_dir), RESULT))
+        print(f"\n{table(result)}\n\n{result['sentence']}\n\n{page} shows it.")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train_command, "compare": compare_command}
+def report_command(argv: list[str]) -> None:
+    """Write the report of a finished run or comparison anew: itra-hf report FOLDER."""
+    _report_module().main(argv)
+
+
+def _report_module() -> Any:
+    """The module that draws, or one line that says what it needs."""
+    try:
+        from itra_hf import report
+    except ImportError as error:
+        sys.exit(f"itra-hf: {error}")
+    return report
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train_command,
+    "compare": compare_command,
+    "report": report_command,
+}
+OPTIONS: dict[str, Any] = {
+    "train": {"Model and data": TaskArguments, "Output": TrainArguments, "The matching": MatchingArguments},
+    "compare": {"Model and data": TaskArguments, "Seeds": CompareArguments, "The matching": MatchingArguments},
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,10 +207,8 @@ def main(argv: list[str] | None = None) -> None:
     command, *rest = argv
     if command not in COMMANDS:
         sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
-    if {"-h", "--help"} & set(rest):
-        kinds = [("Model and data", TaskArguments), ("The matching", MatchingArguments)]
-        kinds += [("Seeds", CompareArguments)] if command == "compare" else []
-        print(options_help(command, *kinds))
+    if command in OPTIONS and {"-h", "--help"} & set(rest):
+        print(options_help(command))
         return
     launch(argv)
     COMMANDS[command](rest)

@@ -17,12 +17,17 @@ from transformers.utils import logging
 
 from itra_hf.checkpoints import last_whole_checkpoint
 from itra_hf.config import ITRAConfig, public_arguments
+from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.model_card import is_score, public_name
 from itra_hf.tasks import Task
 from itra_hf.trainer import ITRATrainer
 
 TRAINERS: dict[str, type[Trainer]] = {"Trainer": Trainer, "ITRATrainer": ITRATrainer}
 RUNS, RESULT = "runs.jsonl", "comparison.json"
+
+
+class SettingsError(ValueError):
+    """A comparison that makes no sense, or mixes runs of different settings."""
 
 
 def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
@@ -43,10 +48,10 @@ def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
         and a sentence that says it.
 
     Raises:
-        ValueError: where the folder holds a comparison of other settings, or the matching is switched off.
+        SettingsError: where the folder holds a comparison of other settings, or the matching is switched off.
     """
     if args.matching == "none" or args.matching_weight == 0:
-        raise ValueError(
+        raise SettingsError(
             f"matching={args.matching!r} with matching_weight={args.matching_weight} is Trainer itself, and there is "
             "nothing to compare; take another matching, or a weight above 0"
         )
@@ -85,7 +90,7 @@ def _finished_runs(folder: Path, settings: dict[str, Any]) -> dict[tuple[int, st
     changed = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
     if changed:
         told = ", ".join(f"{name} ({earlier.get(name)} then, {settings.get(name)} now)" for name in changed)
-        raise ValueError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
+        raise SettingsError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
     runs = [json.loads(line) for line in (folder / RUNS).read_text(encoding="utf-8").splitlines()]
     return {(run["seed"], run["trainer"]): run for run in runs}
 
@@ -108,13 +113,19 @@ def _run(task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progr
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
+    if task.names is not None:
+        trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer))
     trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(own.output_dir))
     scores = trainer.evaluate()
     trainer.save_state()
     return {
         "seed": seed,
         "trainer": name,
-        "metrics": {key.removeprefix("eval_"): _finite(value) for key, value in scores.items() if is_score(key)},
+        "metrics": {
+            key.removeprefix("eval_"): _finite(value)
+            for key, value in scores.items()
+            if is_score(key) or key == "eval_scatter_ratio"
+        },
         "seconds": trained.metrics["train_runtime"],
         "steps": trained.global_step,
         "folder": Path(own.output_dir).name,
@@ -150,7 +161,7 @@ def _metric(args: ITRAConfig, runs: list[dict[str, Any]]) -> str:
     known = runs[0]["metrics"]
     wanted = (args.metric_for_best_model or ("accuracy" if "accuracy" in known else "loss")).removeprefix("eval_")
     if wanted not in known:
-        raise ValueError(f"metric_for_best_model={wanted!r} is unknown; choose one of {', '.join(known)}")
+        raise SettingsError(f"metric_for_best_model={wanted!r} is unknown; choose one of {', '.join(known)}")
     return wanted
 
 

@@ -12,7 +12,7 @@ MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
 POOLINGS = ("auto", "first", "last", "mean")
 SCOPES = ("micro_batch", "optimizer_step")
-PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "skip_memory_metrics")
+PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin_memory")
 
 
 def _help(text: str) -> dict[str, str]:

@@ -41,7 +41,7 @@ TASKS: dict[str, tuple[str, Any, str]] = {
     ),
 }
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed")
+DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed", "mode_separation")
 
 PIPELINE = """from transformers import pipeline
 

@@ -36,10 +36,11 @@ WRITES = ("create", "preupload", "lfs", "commit")
 
 @dataclass
 class Repo:
-    """The files of a repository's one branch, and the messages of its commits."""
+    """The files of a repository's one branch, the messages of its commits, and every file that ever came."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
+    pushed: list[tuple[str, bytes]] = field(default_factory=list)
 
     @property
     def sha(self) -> str:
@@ -138,10 +139,10 @@ class Hub:
             kind, value = (item := json.loads(line))["key"], item["value"]
             if kind == "header":
                 message = value["summary"]
-            elif kind == "file":
-                target.files[value["path"]] = base64.b64decode(value["content"])
-            elif kind == "lfsFile":
-                target.files[value["path"]] = self.large[value["oid"]]
+            elif kind in ("file", "lfsFile"):
+                content = base64.b64decode(value["content"]) if kind == "file" else self.large[value["oid"]]
+                target.files[value["path"]] = content
+                target.pushed.append((value["path"], content))
             elif kind == "deletedFile":
                 del target.files[value["path"]]
         target.commits.append(message)

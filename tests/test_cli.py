@@ -29,13 +29,13 @@ def start(*argv):
 def test_help_tells_the_commands_and_the_options(capsys):
     cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"  {name}" in shown for name in ("train", "compare"))
+    assert all(f"  {name}" in shown for name in ("train", "compare", "report"))
     cli.main(["compare", "--help"])
     shown = capsys.readouterr().out
     assert all(f"--{name} " in shown for name in MatchingArguments.__dataclass_fields__)
     assert "--seeds " in shown
     assert max(map(len, shown.splitlines())) <= 120
-    with pytest.raises(SystemExit, match="'trian' is no command; choose one of train, compare"):
+    with pytest.raises(SystemExit, match="'trian' is no command; choose one of train, compare, report"):
         cli.main(["trian"])
 
 
@@ -61,10 +61,19 @@ def test_trains_on_texts_by_a_file_that_flags_override(tmp_path, capsys):
 
 def test_trains_on_a_folder_of_images(tmp_path, capsys):
     data = ["--model_name_or_path", folders.vit(tmp_path), "--dataset_name", folders.stripes(tmp_path)]
-    cli.main(["train", *data, *SHORT, "--logging_steps", "2", "--output_dir", str(tmp_path / "out")])
+    cli.main(["train", *data, *SHORT, "--logging_steps", "2", "--report", "--output_dir", str(tmp_path / "out")])
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "across", 1: "along", 2: "none"}
     assert "'matching_loss'" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| before training | " in card
+    assert "| after 4 steps | " in card
+    assert "](features.png)" in card
+    assert (tmp_path / "out" / "features.png").exists()
+    page = tmp_path / "out" / "report.html"
+    page.unlink()
+    cli.main(["report", str(tmp_path / "out")])
+    assert page.exists()
 
 
 def test_what_the_user_has_to_mend_is_one_line(tmp_path):
@@ -91,9 +100,7 @@ def test_two_processes_are_handed_over_to_accelerate(tmp_path):
     assert all(entry["matching_loss"] > 0 for entry in state["log_history"] if "loss" in entry)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--accelerate_config", "a.yaml"], ["--accelerate_config", "a.yaml", "--num_processes", "3"]]
-)
+@pytest.mark.parametrize("more", [[], ["--num_processes", "3"]])
 def test_a_file_of_accelerate_is_handed_over(monkeypatch, more):
     asked = []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -129,3 +136,5 @@ def test_a_killed_comparison_goes_on(tmp_path):
     ]
     assert result["sentence"] in out
     assert "95 % interval" in out
+    assert (tmp_path / "out" / "comparison.html").exists()
+    assert (tmp_path / "out" / "comparison.png").exists()

@@ -69,12 +69,17 @@ def test_every_strategy_pushes_the_files_and_commits_of_trainer(hub, strategy):
 
 
 def test_nothing_that_is_pushed_holds_the_token_and_no_pickle_needs_itra(hub):
-    """Every file of every repository, the checkpoints too; Trainer's own files do hold the token."""
+    """Every file of every push, of those while training and of checkpoints too; Trainer's files do hold the token."""
+    pickles = set()
     for name, repo in hub.repos.items():
-        if name != "jane/base" and not name.endswith("-Trainer"):
-            assert not [path for path, content in repo.files.items() if TOKEN.encode() in content]
-            pickles = [path for path in repo.files if path.endswith((".bin", ".pt", ".pth"))]
-            assert not [path for path in pickles if b"itra_hf" in repo.files[path]]
+        if name.endswith("-Trainer"):
+            continue
+        for path, content in repo.pushed:
+            assert TOKEN.encode() not in content, (name, path)
+            if path.endswith((".bin", ".pt", ".pth")):
+                assert b"itra_hf" not in content, (name, path)
+                pickles.add(path.split("/")[-1])
+    assert pickles == {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
     assert TOKEN.encode() in hub.repos["jane/end-Trainer"].files["training_args.bin"]
 
 
