@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format coverage bench-collapse bench-dropout bench-losses bench-sampler \
+.PHONY: install demo test test-oldest lint format docs coverage bench-collapse bench-dropout bench-losses bench-sampler \
 	bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
@@ -17,6 +17,13 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: .venv/docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

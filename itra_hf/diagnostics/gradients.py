@@ -34,7 +34,7 @@ def gradient_scatter(
         gradient_norm     = |g|
         gradient_scatter  = gradient_variance / |g|^2
 
-    The last is the noise scale of McCandlish et al. (2018, arXiv 1812.06162) for batches of this size. |g|^2 holds
+    The last is the noise scale of McCandlish et al. (2018, arXiv 1812.06162) for batches of this size. `|g|^2` holds
     `1 / B` of the variance, so the scatter cannot grow beyond about B: compare only figures of the same B and batch
     size.
 
