@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format coverage bench-losses bench-sampler bench-step bench-collapse evidence evidence-quick
+.PHONY: install demo test test-oldest lint format docs coverage bench-collapse bench-dropout bench-losses bench-sampler \
+	bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -16,6 +17,13 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: .venv/docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
@@ -36,6 +44,9 @@ format: install
 
 coverage: install
 	$(BIN)/python benchmarks/coverage.py
+
+bench-dropout: install
+	$(BIN)/python benchmarks/dropout.py
 
 bench-losses: install
 	$(BIN)/pip install --quiet --constraint constraints.txt geomloss tqdm torchmetrics

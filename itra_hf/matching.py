@@ -51,7 +51,8 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         )
     if kind == "tokens" and form != "marginal":
         raise ValueError(
-            f"matching={form!r} needs one label per row, but the labels are one per token; take matching='marginal'"
+            f"matching={form!r} needs one label per row, but the labels are one per token; take matching='marginal' "
+            "with feature_layer=-1, which matches one row for each text"
         )
     if form == "class_conditional" and kind != "classes":
         raise ValueError(
@@ -181,6 +182,12 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
         raise ValueError(
             "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
             "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
+        )
+    if trainer.args.torch_compile and args.feature_layer != "head" and args.matching_max_grad_ratio is not None:
+        raise ValueError(
+            f"a compiled model hides the task's gradient at a hidden state (feature_layer={args.feature_layer!r}), so "
+            "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
+            "or matching_max_grad_ratio=None"
         )
     if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
         _check_deepspeed(trainer)

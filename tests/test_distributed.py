@@ -78,6 +78,7 @@ ZERO2 = {
     "zero_force_ds_cpu_optimizer": False,
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
 }
+SHARDED["sharded_measured"] = SHARDED["sharded_micro_batch"] | {"measures": ["compactness"]}
 ODD = {"odd": {"rows": 45, "max_steps": 9}}
 
 
@@ -245,6 +246,9 @@ def test_diagnostics_on_two_ranks_change_no_bit_of_the_training(results):
     for rank in (0, 1):
         measured, unmeasured = results("measured", 2, rank), results("unmeasured", 2, rank)
         assert torch.equal(measured["weights"], unmeasured["weights"])
+    sharded, unmeasured = results("sharded_measured", 2), results("sharded_micro_batch", 2)
+    assert torch.equal(sharded["weights"], unmeasured["weights"])
+    assert [entry["step"] for entry in sharded["log"] if "eval_scatter_ratio" in entry] == [0, 2, 4, 5]
 
 
 def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
