@@ -116,7 +116,9 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(results, name):
     one, two = results(name, 1), results(name, 2)
     travelled = (one["weights"] - one["start"]).norm()
     assert travelled > 0.01 * one["start"].norm()
-    assert (two["weights"] - one["weights"]).norm() < 1e-6 * travelled
+    apart = (two["weights"] - one["weights"]).norm()
+    assert apart < 1e-6 * one["weights"].norm()
+    assert apart < 1e-5 * travelled  # what float32 leaves of the little that a few steps move
     for ours, theirs in zip(two["log"][:-1], one["log"][:-1], strict=True):
         for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
