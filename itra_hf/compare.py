@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ class SettingsError(ValueError):
     """A comparison that makes no sense, or mixes runs of different settings."""
 
 
-def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
+def compare(
+    task: Task, args: ITRAConfig, seeds: list[int], measures: Sequence[str] = ("compactness",)
+) -> dict[str, Any]:
     """Train with both trainers on each seed, and compare them.
 
     A seed decides the weights that are new, the order of the rows and the dropout; the data are the same in all runs.
@@ -41,6 +43,7 @@ def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
         task: the data and the model.
         args: of every run; its folder takes `runs.jsonl`, `comparison.json` and a folder for each run.
         seeds: one pair of runs each.
+        measures: what `ITRADiagnosticsCallback` measures in runs on classes, for the report.
 
     Returns:
         The content of `comparison.json`: the runs, the paired differences of every score with their 95 % confidence
@@ -69,7 +72,7 @@ def compare(task: Task, args: ITRAConfig, seeds: list[int]) -> dict[str, Any]:
                 progress.skip(runs[seed, name]["steps"])
                 continue
             bar.set_description(f"seed {seed}, {name}")
-            runs[seed, name] = _run(task, args, name, seed, folder, progress)
+            runs[seed, name] = _run(task, args, name, seed, folder, progress, measures)
             if args.process_index == 0:
                 _write(folder / RUNS, "".join(json.dumps(run) + "\n" for run in runs.values()))
                 done = [runs[key] for key in planned if key in runs]
@@ -95,7 +98,9 @@ def _finished_runs(folder: Path, settings: dict[str, Any]) -> dict[tuple[int, st
     return {(run["seed"], run["trainer"]): run for run in runs}
 
 
-def _run(task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progress: "_Progress") -> dict[str, Any]:
+def _run(
+    task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progress: "_Progress", measures: Sequence[str]
+) -> dict[str, Any]:
     """Train once, evaluate, and return a line of `runs.jsonl`."""
     own = copy.copy(args)
     own.seed, own.output_dir = seed, str(folder / f"{name}-seed-{seed}")
@@ -114,7 +119,7 @@ def _run(task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progr
     )
     trainer.remove_callback(PrinterCallback)
     if task.names is not None:
-        trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer))
+        trainer.add_callback(ITRADiagnosticsCallback(measures, trainer=trainer))
     trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(own.output_dir))
     scores = trainer.evaluate()
     trainer.save_state()

@@ -5,7 +5,8 @@ matter, and neither does the order in which modules are defined. Where the logit
 features are both inputs side by side, for the average is one linear map of these, `[W1 / 2, W2 / 2]`; heads that share
 an input have it once, and the map `(W1 + W2) / 2`.
 
-The rule on dropout: where one stands before the head, the features are what the head is given, after the dropout.
+The rule on dropout: where one stands before the head, the features are what the head is given, after the dropout
+(`benchmarks/dropout.py` compares this with the other choice).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

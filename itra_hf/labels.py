@@ -46,7 +46,10 @@ def label_column(dataset: Any) -> np.ndarray | None:
     name = next((name for name in LABEL_COLUMNS if name in names), None)
     if name is None:
         return None
-    labels = dataset.with_format(None)[name][:] if isinstance(dataset, datasets.Dataset) else [r[name] for r in dataset]
+    if isinstance(dataset, datasets.Dataset):
+        labels = dataset.with_format(None)[name][:]
+    else:
+        labels = [row.get(name) for row in dataset]
     try:
         return np.asarray(labels)
     except ValueError:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
-from itra_hf.distributed import gather_rows, sum_over_ranks
+from itra_hf.distributed import RanksDisagreeError, gather_batches, gather_numbers, sum_over_ranks
 from itra_hf.guards import CollapseWatch, capped_weight
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
 from itra_hf.losses import LOSSES
@@ -51,7 +51,8 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         )
     if kind == "tokens" and form != "marginal":
         raise ValueError(
-            f"matching={form!r} needs one label per row, but the labels are one per token; take matching='marginal'"
+            f"matching={form!r} needs one label per row, but the labels are one per token; take matching='marginal' "
+            "with feature_layer=-1, which matches one row for each text"
         )
     if form == "class_conditional" and kind != "classes":
         raise ValueError(
@@ -68,6 +69,18 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     if form == "joint":
         options["label_kernel"] = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}[str(kind)]
     return partial(LOSSES[form], **options)
+
+
+def agree_on_kind(kind: LabelKind | None, device: torch.device) -> None:
+    """Raise on every rank, `RanksDisagreeError`, where their first batches hold labels of different kinds."""
+    kinds: tuple[LabelKind | None, ...] = (None, *get_args(LabelKind))
+    found = [kinds[index] or "no labels" for [index] in gather_numbers([kinds.index(kind)], device)]
+    if len(set(found)) > 1:
+        listed = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(found))
+        raise RanksDisagreeError(
+            f"the ranks' first batches hold different labels ({listed}); give every row "
+            "its label, or take matching='none'"
+        )
 
 
 class Matching:
@@ -97,10 +110,10 @@ class Matching:
     def match(self, rows: Tensor, labels: Tensor | None) -> Tensor:
         """The matching loss of a batch, `[rows, d]`, or of the batches of all ranks."""
         self._watch.update(rows)
-        pair = [*split_pair(rows), *((None, None) if labels is None else split_pair(labels))]
-        if self.args.gather_features:
-            pair = [None if part is None else gather_rows(part) for part in pair]
-        loss = self.loss(*pair)
+        batches = gather_batches(rows, labels) if self.args.gather_features else [(rows, labels)]
+        source, target = _join([rows for rows, _ in batches])
+        own, other = (None, None) if labels is None else _join([cast(Tensor, labels) for _, labels in batches])
+        loss = self.loss(source, target, own, other)
         if loss.ndim != 0:
             raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
         return loss
@@ -141,6 +154,12 @@ class Matching:
         return collapsed
 
 
+def _join(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The two mini-batches of several ranks' interleaved batches."""
+    sources, targets = zip(*map(split_pair, batches), strict=True)
+    return torch.cat(sources), torch.cat(targets)
+
+
 def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
@@ -163,6 +182,12 @@ def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Modul
         raise ValueError(
             "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
             "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
+        )
+    if trainer.args.torch_compile and args.feature_layer != "head" and args.matching_max_grad_ratio is not None:
+        raise ValueError(
+            f"a compiled model hides the task's gradient at a hidden state (feature_layer={args.feature_layer!r}), so "
+            "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
+            "or matching_max_grad_ratio=None"
         )
     if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
         _check_deepspeed(trainer)

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.modelcard import extract_hyperparameters_from_trainer, make_markdown_table
 from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import has_length
+from transformers.utils.import_utils import is_peft_available
 
 from itra_hf.config import MatchingArguments, public_arguments
+
+if is_peft_available():
+    import peft
 
 if TYPE_CHECKING:
     from itra_hf.trainer import ITRATrainer
@@ -41,7 +45,8 @@ TASKS: dict[str, tuple[str, Any, str]] = {
     ),
 }
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed", "mode_separation")
+DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed")
+MODES = ("mode_accuracy", "mode_chance", "mode_separation")
 
 PIPELINE = """from transformers import pipeline
 
@@ -66,7 +71,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
     """
     path = Path(str(trainer.args.output_dir), "README.md")
     model: Any = trainer.model
-    network = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    network = model.get_base_model() if is_peft_available() and isinstance(model, peft.PeftModel) else model
     old = ModelCard.load(path, ignore_metadata_errors=True)
     name = re.findall(r"^# (.+)$", old.text, re.MULTILINE)[0]
     task = tasks if isinstance(tasks, str) else _task(network)
@@ -78,7 +83,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
         data,
         str(TEMPLATE),
         name=name,
-        model=f"A `{type(network).__name__}` of {network.num_parameters():,} parameters",
+        model=f"A `{type(network).__name__}` of {sum(part.numel() for part in network.parameters()):,} parameters",
         origin=_origin(data.base_model, network),
         data=_data(trainer, datasets or data.datasets or []),
         classes=_classes(network),
@@ -124,9 +129,10 @@ def _metadata(data: ModelCardData, name: str, task: str | None, datasets: list[s
     return data
 
 
-def _classes(network: PreTrainedModel) -> str:
+def _classes(network: nn.Module) -> str:
     """The names of the classes, the first twenty of them; empty where they have none."""
-    names = [str(label) for label in (network.config.id2label or {}).values()]
+    config: Any = network.config
+    names = [str(label) for label in (getattr(config, "id2label", None) or {}).values()]
     if len(names) < 2 or names[0] == "LABEL_0":
         return ""
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
@@ -142,7 +148,7 @@ def public_name(name: str) -> str:
     return Path(name).stem if os.path.exists(name) or os.path.isabs(name) else name
 
 
-def _task(network: PreTrainedModel) -> str | None:
+def _task(network: nn.Module) -> str | None:
     """The task that a class of models does."""
     for task, (_, mapping, _) in TASKS.items():
         names = [name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)]
@@ -151,10 +157,11 @@ def _task(network: PreTrainedModel) -> str | None:
     return None
 
 
-def _origin(base: str | None, network: PreTrainedModel) -> str:
+def _origin(base: str | None, network: nn.Module) -> str:
     if base:
         return f"fine-tuned from [{base}](https://huggingface.co/{base})"
-    return "fine-tuned, from a model on the author's disk," if network.name_or_path else "trained from scratch"
+    local = getattr(network, "name_or_path", "")
+    return "fine-tuned, from a model on the author's disk," if local else "trained from scratch"
 
 
 def _data(trainer: "ITRATrainer", names: list[str]) -> str:
@@ -177,7 +184,7 @@ def _hyperparameters(trainer: "ITRATrainer") -> dict[str, Any]:
 def is_score(key: str) -> bool:
     """Whether a key of an evaluation's log is a score of the task."""
     name = key.removeprefix("eval_")
-    return key.startswith("eval_") and not name.endswith(NO_METRICS + DIAGNOSTICS)
+    return key.startswith("eval_") and not name.endswith(NO_METRICS + DIAGNOSTICS + MODES)
 
 
 def _scores(entry: dict[str, Any]) -> dict[str, float]:
@@ -186,8 +193,13 @@ def _scores(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _last_scores(log: list[dict[str, Any]]) -> dict[str, float]:
-    """The task's scores in the last evaluation."""
-    return next((scores for entry in reversed(log) if (scores := _scores(entry))), {})
+    """The task's scores at the last step that was evaluated, of all evaluation sets."""
+    scored = [(entry["step"], scores) for entry in log if (scores := _scores(entry))]
+    found: dict[str, float] = {}
+    for step, scores in scored:
+        if step == scored[-1][0]:
+            found |= scores
+    return found
 
 
 def _history(log: list[dict[str, Any]]) -> str:
@@ -216,11 +228,11 @@ def _compactness(log: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _usage(model: Any, network: PreTrainedModel, task: str | None, name: str, base: str | None) -> str | None:
+def _usage(model: Any, network: nn.Module, task: str | None, name: str, base: str | None) -> str | None:
     """How to use the model, where its task is known."""
     if task not in TASKS:
         return None
     if model is network:
         return PIPELINE.format(task=task, name=name, example=TASKS[task][2])
-    num_labels = network.config.num_labels
+    num_labels = model.config.num_labels
     return ADAPTER.format(auto=TASKS[task][0], base=base or "the base model", num_labels=num_labels, name=name)

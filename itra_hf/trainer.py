@@ -21,7 +21,7 @@ from itra_hf.gradients import cap_measures
 from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
-from itra_hf.matching import Matching, MatchingLoss, check_setup, choose_matching_loss
+from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.pairing import ClassPairedSampler
 from itra_hf.pushing import NOT_LOST, saved_arguments, warn_of_failed_pushes
@@ -258,6 +258,7 @@ class ITRATrainer(Trainer):
         if self._matching is None and self.matching_is_on:
             labels = self._labels(inputs)
             kind = None if labels is None else label_kind(labels, self._network)
+            agree_on_kind(kind, self.args.device)
             loss = self.matching_loss or choose_matching_loss(self.matching_args, kind)
             try:
                 if loss is None:

@@ -2,18 +2,24 @@
 
 import copy
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
 from accelerate import DistributedType, PartialState
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
+from transformers import Trainer, default_data_collator
 
 from itra_hf import ITRATrainer
 from itra_hf.diagnostics import Compactness, ITRADiagnosticsCallback
-from itra_hf.distributed import gather_rows
+from itra_hf.distributed import RanksDisagreeError, gather_batches
+from itra_hf.losses import class_conditional_mmd
 
 ROWS_PER_STEP = 16
 
@@ -39,18 +45,78 @@ def full_weights(model: nn.Module) -> Tensor:
     return torch.cat([value.double().flatten() for value in values])
 
 
+def two_halves(source: Tensor, target: Tensor, source_labels: Tensor, target_labels: Tensor) -> Tensor:
+    """What two ranks that match their own rows alone add up to, in one process."""
+    parts = zip(*(part.chunk(2) for part in (source, target, source_labels, target_labels)), strict=True)
+    return torch.stack([class_conditional_mmd(*part) for part in parts]).mean()
+
+
+class Unsupervised(tiny.Mlp):
+    """Has a loss where a batch has no labels, too."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        outputs = super().forward(x, labels)
+        return {"loss": outputs["logits"].square().mean()} | outputs
+
+
+class Stream(IterableDataset):
+    def __init__(self, rows: list) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict]:
+        yield from self.rows
+
+
+MODELS = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp, "bert": tiny.bert, "unsupervised": Unsupervised}
+MATCHING_LOSSES = {"energy": energy_distance, "two_halves": two_halves}
+
+
+class Collator:
+    """Takes note of the rows that this rank collates."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
+        self.seen.append([example.get("index", -1) for example in examples])
+        return default_data_collator([{k: v for k, v in example.items() if k != "index"} for example in examples])
+
+
+def make_rows(kind: str, changes: dict) -> Any:
+    """The training set of a scenario, whose own options are taken out of `changes`."""
+    rows = (tiny.texts if kind == "bert" else tiny.vectors)(changes.pop("rows", 64))
+    if changes.pop("one_class_per_rank", False):  # in sequential order rank 0 gets the first half of each global batch
+        rows = [row | {"labels": i % 16 // 8} for i, row in enumerate(rows)]
+    if changes.pop("learnable", False):
+        rows = [row | {"labels": int(row["x"][:3].argmax())} for row in rows]
+    for row in changes.pop("unlabelled", []):
+        del rows[row]["labels"]
+    if changes.pop("seen", False):
+        changes["remove_unused_columns"] = False
+        rows = [row | {"index": index} for index, row in enumerate(rows)]
+    return Stream(rows) if changes.pop("stream", False) else rows
+
+
+def train(trainer: Trainer, may_fail: bool) -> str | None:
+    """The error, where one is expected."""
+    try:
+        trainer.train()
+    except (RuntimeError, ValueError) as error:
+        if may_fail:
+            return f"{type(error).__name__}: {error}"
+        raise
+    return None
+
+
 def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     torch.manual_seed(0)
     kind = changes.pop("model", "mlp")
-    model = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp, "bert": tiny.bert}[kind](dropout=changes.pop("dropout", 0))
+    model = MODELS[kind](dropout=changes.pop("dropout", 0))
     start, resume_at = copy.deepcopy(model), changes.pop("resume_at", None)
     if resume_at is not None:
         changes |= {"save_strategy": "steps", "save_steps": resume_at}
-    rows = (tiny.texts if kind == "bert" else tiny.vectors)(changes.pop("rows", 64))
-    one_class_per_rank = changes.pop("one_class_per_rank", False)
-    if one_class_per_rank:  # with a sequential order rank 0 gets the first half of each global batch
-        rows = [row | {"labels": i % 16 // 8} for i, row in enumerate(rows)]
-    keywords = {"matching_loss": energy_distance} if changes.pop("custom", False) else {}
+    may_fail, rows, collator = "unlabelled" in changes, make_rows(kind, changes), Collator()
+    keywords = {"data_collator": collator, "matching_loss": MATCHING_LOSSES.get(changes.pop("loss", None))}
     measures = changes.pop("measures", None)
     if measures:
         keywords["callbacks"] = [ITRADiagnosticsCallback(measures, every=2, max_share=1)]
@@ -59,8 +125,8 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     options |= {"optim": "sgd", "matching_warmup_ratio": 0.5, "matching_weight": 3.0} | changes
     cls = ShardedTrainer if "fsdp" in changes else ITRATrainer
     trainer = tiny.trainer(folder / name, model, rows, cls, keywords=keywords, **options)
-    trainer.train()
-    result = {"weights": full_weights(trainer.model), "log": trainer.state.log_history}
+    result = {"error": train(trainer, may_fail), "log": trainer.state.log_history, "steps": trainer.state.global_step}
+    result |= {"weights": full_weights(trainer.model), "start": full_weights(start), "seen": collator.seen}
     result["engine"] = type(trainer.model_wrapped).__name__
     result["sharded"] = all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     if resume_at is not None:
@@ -70,13 +136,46 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     torch.save(result, folder / f"{name}-{world_size}-{trainer.args.process_index}.pt")
 
 
+def collectives(folder: Path, world_size: int) -> None:
+    """What goes over the wire in the forward and in the backward pass of a step."""
+    counted = {}
+    for name, cls, changes in (
+        ("Trainer", Trainer, {}),
+        ("ITRATrainer", ITRATrainer, {}),
+        ("whole step", ITRATrainer, {"matching_scope": "optimizer_step"}),
+    ):
+        passes: dict[str, list[str]] = {"forward": [], "backward": []}
+
+        def recorded(function: Any, into: list[str]) -> Any:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                    result = function(*args, **kwargs)
+                into.extend(event.name for event in profile.events() if event.name.startswith("c10d::"))
+                return result
+
+            return wrapped
+
+        options = {"gradient_accumulation_steps": 2, "max_steps": 2, "matching_warmup_ratio": 0.0} | changes
+        trainer = tiny.trainer(folder / name, tiny.Mlp(), tiny.vectors(64), cls, **options)
+        trainer.compute_loss = recorded(trainer.compute_loss, passes["forward"])
+        trainer.accelerator.backward = recorded(trainer.accelerator.backward, passes["backward"])
+        trainer.train()
+        counted[name] = passes
+    torch.save(counted, folder / f"collectives-{world_size}-{distributed.get_rank()}.pt")
+
+
 def gather(folder: Path, world_size: int) -> None:
     """Rows of unequal number on the ranks, and the gradient at this rank's rows."""
     rank = distributed.get_rank()
     mine = (torch.arange(6.0).view(3, 2) if rank == 0 else 10 + torch.arange(2.0).view(1, 2)).requires_grad_()
-    rows = gather_rows(mine)
-    (rows.square().sum() / 2).backward()
-    torch.save({"rows": rows.detach(), "grad": mine.grad}, folder / f"gather-{world_size}-{rank}.pt")
+    rows, labels = zip(*gather_batches(mine, torch.tensor([[rank, 1 - rank]]).repeat(len(mine), 1)), strict=True)
+    (torch.cat(rows).square().sum() / 2).backward()
+    try:
+        gather_batches(mine, None if rank else torch.zeros(3, dtype=torch.bool))
+    except RanksDisagreeError as error:
+        message = str(error)
+    clones = {"rows": [part.detach().clone() for part in rows], "labels": [part.clone() for part in labels]}
+    torch.save(clones | {"grad": mine.grad, "error": message}, folder / f"gather-{world_size}-{rank}.pt")
 
 
 def metric(folder: Path, world_size: int) -> None:
@@ -97,6 +196,8 @@ if __name__ == "__main__":
     for name, changes in json.loads(sys.argv[3]).items():
         run(name, changes, folder, world_size)
     if world_size > 1:
+        collectives(folder, world_size)
         gather(folder, world_size)
         metric(folder, world_size)
-        distributed.destroy_process_group()
+        distributed.barrier()
+        os._exit(0)  # the destructors of torch's process groups may abort, or wait for each other for ever

@@ -122,7 +122,7 @@ def test_every_tracker_sees_the_figures(tmp_path):
 def test_takes_no_more_than_its_share_but_for_the_first_and_the_last(tmp_path, monkeypatch, caplog):
     clock = [0.0]
     monkeypatch.setattr("itra_hf.diagnostics.callback.time.perf_counter", lambda: clock[0])
-    callback = ITRADiagnosticsCallback(every=1, max_share=0.1)
+    callback = ITRADiagnosticsCallback(every=1, max_share=0.125)
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -138,8 +138,8 @@ def test_takes_no_more_than_its_share_but_for_the_first_and_the_last(tmp_path, m
     assert steps[-1] == 40
     assert 3 < len(steps) < 40
     shares = dict(measured(trainer, "diagnostics_share"))
-    assert all(share <= 0.1 for step, share in shares.items() if step < 40)
-    assert sum("max_share=0.1" in record.getMessage() for record in caplog.records) == 1
+    assert all(share <= 0.125 for step, share in shares.items() if step < 40)
+    assert sum("max_share=0.125" in record.getMessage() for record in caplog.records) == 1
     saved = json.loads((tmp_path / "_diagnostics" / "config.json").read_text())
     assert saved["skipped_measurements"] == 41 - len(steps)
 

@@ -1,6 +1,7 @@
 """What crosses ranks: two real processes (gloo) against one with the same global batch."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -14,14 +15,15 @@ import tiny
 import torch
 from packaging.version import Version
 
+from itra_hf import ClassPairedSampler
 from itra_hf.diagnostics import compactness
-from itra_hf.distributed import gather_rows, sum_over_ranks
+from itra_hf.distributed import gather_batches, sum_over_ranks
 
 SCENARIOS = {
     "marginal": {"matching": "marginal"},
     "class_conditional": {"matching": "class_conditional"},
     "joint": {"matching": "joint"},
-    "custom": {"custom": True},
+    "custom": {"loss": "energy"},
     "random_pairs": {"pairing": "random", "train_sampling_strategy": "sequential"},
     "class_on_one_rank_only": {
         "one_class_per_rank": True,
@@ -32,9 +34,29 @@ SCENARIOS = {
     "counting": {"model": "counting"},
     "counting_not_averaged": {"model": "counting", "average_tokens_across_devices": False},
     "optimizer_step": {"rows_per_step": 8, "gradient_accumulation_steps": 2, "matching_scope": "optimizer_step"},
+    "learnt": {"learnable": True, "learning_rate": 2.0, "max_steps": 30},
     "accumulation": {"rows_per_step": 8, "gradient_accumulation_steps": 2},
 }
 LOCAL = {"local": {"gather_features": False}}
+LOCAL_BY_HAND = {"local": {"loss": "two_halves"}}
+EPOCHS = {"rows": 45, "seen": True, "max_steps": -1, "num_train_epochs": 3}
+UNEVEN = {
+    "class_pairs_covered": EPOCHS,
+    "random_pairs_covered": EPOCHS | {"pairing": "random"},
+    "stream": {"rows": 21, "seen": True, "stream": True, "max_steps": 4},
+    "stream_without_dispatch": {
+        "rows": 21,
+        "seen": True,
+        "stream": True,
+        "max_steps": 4,
+        "accelerator_config": {"dispatch_batches": False},
+    },
+}
+UNLABELLED = {"model": "unsupervised", "train_sampling_strategy": "sequential"}
+ERRORS = {
+    "first_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(8, 16)]},
+    "later_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(24, 32)]},
+}
 WHOLE = {
     "micro_batch": {"model": "bert", "max_steps": 5, "rows_per_step": 8, "gradient_accumulation_steps": 2},
     "step": {
@@ -56,6 +78,7 @@ ZERO2 = {
     "zero_force_ds_cpu_optimizer": False,
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
 }
+SHARDED["sharded_measured"] = SHARDED["sharded_micro_batch"] | {"measures": ["compactness"]}
 ODD = {"odd": {"rows": 45, "max_steps": 9}}
 
 
@@ -83,23 +106,75 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    launch(folder, 1, SCENARIOS | ODD | MEASURED)
-    launch(folder, 2, SCENARIOS | ODD | LOCAL | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED)
+    launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
+    launch(folder, 2, SCENARIOS | LOCAL | ODD | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "counting_not_averaged"])
+@pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL])
 def test_two_ranks_equal_one_process_with_the_same_global_batch(results, name):
     one, two = results(name, 1), results(name, 2)
-    torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-5, atol=1e-6)
+    travelled = (one["weights"] - one["start"]).norm()
+    assert travelled > 0.01 * one["start"].norm()
+    apart = (two["weights"] - one["weights"]).norm()
+    assert apart < 1e-6 * one["weights"].norm()
+    assert apart < 1e-5 * travelled  # what float32 leaves of the little that a few steps move
     for ours, theirs in zip(two["log"][:-1], one["log"][:-1], strict=True):
         for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), key
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
 
 
-@pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *ODD])
+@pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *ODD, *UNEVEN])
 def test_the_ranks_agree(results, name):
-    assert torch.equal(results(name, 2, 0)["weights"], results(name, 2, 1)["weights"])
+    first, second = results(name, 2, 0), results(name, 2, 1)
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["steps"] == second["steps"]
+
+
+@pytest.mark.parametrize("pairing", ["class", "random"])
+def test_every_row_is_seen_once_an_epoch_and_some_again_to_fill_the_last_batches(results, pairing):
+    ranks = [results(f"{pairing}_pairs_covered", 2, rank)["seen"] for rank in (0, 1)]
+    assert [len(batches) for batches in ranks] == [9, 9]
+    epochs = [[row for step in range(3 * e, 3 * e + 3) for rank in ranks for row in rank[step]] for e in range(3)]
+    for epoch, order in enumerate(epochs):
+        assert len(order) == 48
+        assert sorted(order[:45]) == [*range(45)]
+        if pairing == "class":  # both ranks deal out the one order of the sampler
+            sampler = ClassPairedSampler([row % 3 for row in range(45)], seed=42)
+            sampler.set_epoch(epoch)
+            assert order[:45] == sampler.order().tolist()
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize("name", [name for name in UNEVEN if "stream" in name])
+def test_an_uneven_stream_ends_on_all_ranks_with_every_row_seen(results, name):
+    first, second = results(name, 2, 0), results(name, 2, 1)
+    assert first["steps"] == 4
+    assert {row for result in (first, second) for batch in result["seen"] for row in batch} == set(range(21))
+    assert first["log"][0]["matching_loss"] > 0
+    assert all(math.isfinite(log["loss"]) for log in first["log"][:-1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_batch_without_labels_on_one_rank_is_an_error_on_all(results, rank):
+    first, later = (results(name, 2, rank)["error"] for name in ERRORS)
+    assert first.startswith("RanksDisagreeError")
+    assert "rank 0: classes, rank 1: no labels" in first
+    assert "give every row its label" in first
+    assert later.startswith("RanksDisagreeError")
+    assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in later
+
+
+def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results):
+    counted = results("collectives", 2)
+    trainer, ours, whole = counted["Trainer"], counted["ITRATrainer"], counted["whole step"]
+    assert trainer["backward"]
+    assert ours["backward"] == whole["backward"] == trainer["backward"]
+    assert trainer["forward"] == []
+    gathers = ["c10d::allgather_", "c10d::allgather_", "c10d::allreduce_"]  # sizes, features with labels, cap
+    kinds = ["c10d::allgather_"]  # in the first step alone: do the ranks' labels agree?
+    assert ours["forward"] == kinds + 4 * gathers
+    assert whole["forward"] == kinds + 2 * gathers  # once in an optimizer step of two micro-batches
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -142,18 +217,14 @@ def test_a_sharded_run_resumed_ends_in_the_same_bits(results):
     assert torch.equal(result["weights"], result["uninterrupted"])
 
 
-def test_without_gathering_each_rank_matches_its_own_rows(results):
-    gathered, local = results("class_conditional", 2), results("local", 2)
-    assert local["log"][0]["matching_loss"] != pytest.approx(gathered["log"][0]["matching_loss"], rel=1e-3)
-
-
 def test_unequal_row_counts_are_gathered_with_the_gradient_times_the_ranks(results):
     first, second = results("gather", 2, 0), results("gather", 2, 1)
-    expected = torch.cat([torch.arange(6.0).view(3, 2), 10 + torch.arange(2.0).view(1, 2)])
-    assert torch.equal(first["rows"], expected)
-    assert torch.equal(second["rows"], expected)
-    assert torch.equal(first["grad"], 2 * expected[:3])
-    assert torch.equal(second["grad"], 2 * expected[3:])
+    rows = [torch.arange(6.0).view(3, 2), 10 + torch.arange(2.0).view(1, 2)]
+    for rank, result in enumerate((first, second)):
+        assert [torch.equal(*pair) for pair in zip(result["rows"], rows, strict=True)] == [True, True]
+        assert [labels.tolist() for labels in result["labels"]] == [[[0, 1]] * 3, [[1, 0]]]
+        assert torch.equal(result["grad"], 2 * rows[rank])
+        assert "rank 0: 8 and 1, rank 1: 8 and -1" in result["error"]
 
 
 def test_diagnostics_measure_on_two_ranks_what_they_do_on_one(results):
@@ -175,6 +246,9 @@ def test_diagnostics_on_two_ranks_change_no_bit_of_the_training(results):
     for rank in (0, 1):
         measured, unmeasured = results("measured", 2, rank), results("unmeasured", 2, rank)
         assert torch.equal(measured["weights"], unmeasured["weights"])
+    sharded, unmeasured = results("sharded_measured", 2), results("sharded_micro_batch", 2)
+    assert torch.equal(sharded["weights"], unmeasured["weights"])
+    assert [entry["step"] for entry in sharded["log"] if "eval_scatter_ratio" in entry] == [0, 2, 4, 5]
 
 
 def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
@@ -185,5 +259,5 @@ def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
 
 def test_one_process_gathers_nothing():
     rows = torch.ones(2, 2)
-    assert gather_rows(rows) is rows
+    assert gather_batches(rows, None)[0][0] is rows
     assert sum_over_ranks(rows) is rows

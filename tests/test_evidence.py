@@ -11,9 +11,10 @@ import runs
 import tasks
 import torch
 from measures import expected_calibration_error, nc1
-from methods import METHODS, settings
+from methods import METHODS, one_half_loss, settings
 from networks import SmallCNN, add_dropout, build_network, find_head
 from pairs import compare, holm
+from plan import ABLATIONS
 from rivals import (
     CentreLossTrainer,
     FloodingTrainer,
@@ -170,6 +171,13 @@ def test_rivals_evaluate_as_trainer_does(make_trainer, batch):
     torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), task)
 
 
+def test_one_half_supervised_is_the_loss_of_the_even_rows():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    even = functional.cross_entropy(logits[[0, 2, 4]], labels[[0, 2, 4]])
+    torch.testing.assert_close(one_half_loss({"logits": logits}, labels), even)
+
+
 def test_expected_calibration_error_of_a_worked_example():
     probabilities = torch.tensor([[0.95, 0.05], [0.94, 0.06], [0.4, 0.6], [0.3, 0.7]])
     labels = torch.tensor([0, 1, 1, 1])
@@ -279,7 +287,7 @@ def test_networks_have_a_head_for_every_class(network):
 def test_all_methods_start_from_the_same_weights_and_take_the_same_steps():
     task, scores = Task("digits-100/cnn"), {}
     tuned = {name: {m.knob: m.grid[0]} for name, m in METHODS.items() if m.knob}
-    for name in METHODS:
+    for name in (*METHODS, *ABLATIONS.values()):
         chosen = settings(task, name, tuned, {"learning_rate": 0.0, "max_steps": 2})
         rows = 16 if name == "half_batch" else 32
         assert chosen["per_device_train_batch_size"] == rows
@@ -287,7 +295,9 @@ def test_all_methods_start_from_the_same_weights_and_take_the_same_steps():
         scores[name] = (row["accuracy"], row["loss"], row["nc1"], row["train_loss"])
     assert len(set(scores.values())) == 1, scores
     moved = execute(Run(task.name, "itra", 5, "test", settings(task, "itra", {}, {"max_steps": 2})), {})
-    assert moved["loss"] != scores["itra"][1]
+    half = {"max_steps": 2, "one_half": True}
+    half_moved = execute(Run(task.name, "itra", 5, "test", settings(task, "itra", {}, half)), {})
+    assert len({scores["itra"][1], moved["loss"], half_moved["loss"]}) == 3
 
 
 def test_a_killed_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):

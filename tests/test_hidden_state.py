@@ -85,6 +85,20 @@ def test_an_index_out_of_range_is_named_with_the_range(tmp_path):
         run.train()
 
 
+def test_a_compiled_model_has_no_cap_at_a_hidden_state(tmp_path):
+    options = {"feature_layer": 1, "torch_compile_backend": "aot_eager", "logging_steps": 1}
+    with pytest.raises(ValueError, match=r"feature_layer=1.*feature_layer='head'.*matching_max_grad_ratio=None"):
+        tiny.trainer(tmp_path, tiny.bert(0.0), tiny.texts(), **options)
+    torch._dynamo.reset()
+    start, losses = tiny.bert(0.0), []
+    for backend in (None, "aot_eager"):
+        options |= {"torch_compile_backend": backend, "matching_max_grad_ratio": None, "matching_weight": 0.01}
+        run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), **options)
+        run.train()
+        losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_language_model_can_match_a_hidden_state(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny.texts()]

@@ -60,6 +60,7 @@ def test_rows_without_a_class_have_no_class_column():
     for labels in ([0.5, 1.5], [[1, 0, 1], [0, 1, 1]], ["yes", "no"]):
         assert class_column([{"labels": label} for label in labels], bert) is None
     assert class_column([{"x": 1}], bert) is None
+    assert class_column([{"labels": 1}, {"x": 1}], bert) is None
     assert class_column(torch.utils.data.TensorDataset(torch.zeros(2)), bert) is None
     assert class_column([{"labels": 1}, {"labels": 2}], tiny.bert(num_labels=1)) is None
     assert isinstance(label_column([{"labels": 1.5}]), np.ndarray)

@@ -1,6 +1,7 @@
 """What the model card tells a reader of the Hub."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -168,3 +169,22 @@ def test_a_score_that_is_not_finite_stays_out_of_the_results(trained, tmp_path):
     card = ModelCard.load(tmp_path / "pets" / "README.md")
     assert {result.metric_type for result in card.data.eval_results} == {"accuracy"}
     assert json.dumps(card.data.to_dict())
+
+
+def test_several_evaluation_sets_are_all_told_at_the_last_step(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), eval_strategy="steps", eval_steps=2)
+    run.eval_dataset = {"old": tiny.texts(24), "new": tiny.texts(16)}
+    run.train()
+    run.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {result.metric_type for result in card.data.eval_results} == {"old_loss", "new_loss"}
+
+
+@pytest.mark.parametrize("cls", [Trainer, tiny.ITRATrainer])
+def test_a_model_outside_transformers_gets_a_card_where_trainer_writes_one(tmp_path, cls):
+    model = tiny.Mlp()
+    model.config = SimpleNamespace(_name_or_path="", num_labels=3)
+    run = tiny.trainer(tmp_path, model, tiny.vectors(), cls)
+    run.train()
+    run.create_model_card()
+    assert "Mlp" in (tmp_path / "README.md").read_text() or cls is Trainer

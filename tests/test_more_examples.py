@@ -1,5 +1,6 @@
-"""The audio and the LoRA example, run from beginning to end on tiny models and data, without the internet."""
+"""The audio, the LoRA and the compare example, run from beginning to end on tiny models and data, offline."""
 
+import json
 from types import ModuleType
 
 import datasets
@@ -195,3 +196,18 @@ class TestLoraDecoder:
     def test_arguments_that_do_not_fit(self, lora, flags, message):
         with pytest.raises(ValueError, match=message):
             lora.main(flags)
+
+
+class TestCompare:
+    def test_writes_the_report_of_paired_seeds(self, tmp_path, capsys):
+        short = ["--max_steps", "4", "--eval_steps", "2", "--logging_steps", "2", "--train_size", "40", "--seeds", "2"]
+        page = tiny.load_example("compare").main(["--output_dir", str(tmp_path), *short, "--use_cpu", *QUIET])
+        result = json.loads((tmp_path / "comparison.json").read_text())
+        assert [(run["seed"], run["trainer"]) for run in result["runs"]] == [
+            (seed, trainer) for seed in (42, 43) for trainer in ("Trainer", "ITRATrainer")
+        ]
+        assert result["differences"]["accuracy"]["seeds"] == [42, 43]
+        assert page == tmp_path / "comparison.html"
+        assert result["sentence"] in page.read_text()
+        assert result["sentence"] in capsys.readouterr().out
+        assert (tmp_path / "comparison.png").stat().st_size > 10_000

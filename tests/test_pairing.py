@@ -42,7 +42,7 @@ def test_both_halves_of_a_batch_hold_the_same_classes():
 def test_couples_come_in_no_order_of_class():
     labels = torch.arange(400) % 2
     classes = labels[list(ClassPairedSampler(labels))][0::2]
-    assert 60 < int((classes[1:] != classes[:-1]).sum()) < 140
+    assert 120 < int((classes[1:] != classes[:-1]).sum()) < 180  # one of each, in any order, then one of each again
 
 
 def test_epochs_differ_and_repeat():
@@ -77,7 +77,7 @@ def test_refuses_labels_that_are_no_classes(labels):
         ClassPairedSampler(labels)
 
 
-def test_every_matching_and_every_place_is_as_likely_as_any_other():
+def test_every_matching_is_as_likely_as_any_other_and_a_couple_falls_anywhere():
     sampler = ClassPairedSampler([0, 0, 0, 0, 1, 1])
     partners, places = Counter(), Counter()
     for epoch in range(900):
@@ -87,4 +87,17 @@ def test_every_matching_and_every_place_is_as_likely_as_any_other():
         partners[order[place ^ 1]] += 1
         places[order.index(4) // 2] += 1
     assert sorted(partners) == [1, 2, 3]
-    assert all(240 < count < 360 for count in [*partners.values(), *places.values()])  # 4 standard deviations
+    assert all(240 < count < 360 for count in partners.values())  # 4 standard deviations
+    for place, share in enumerate((1 / 4, 1 / 2, 1 / 4)):  # before, between and behind one couple in each half
+        assert abs(places[place] - 900 * share) < 4 * (900 * share * (1 - share)) ** 0.5
+
+
+def test_each_class_is_spread_evenly_over_an_epoch():
+    labels = torch.arange(400) % 10  # 20 couples of each class
+    sampler = ClassPairedSampler(labels)
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        for fifth in labels[torch.as_tensor(list(sampler))].view(5, 80):
+            counts = torch.bincount(fifth, minlength=10) // 2
+            assert counts.min() >= 2
+            assert counts.max() <= 6

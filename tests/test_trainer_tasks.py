@@ -1,9 +1,12 @@
 """ITRATrainer with every usual kind of data, option and adapter."""
 
 import copy
+import shutil
 
 import datasets
+import optuna
 import pytest
+import reference
 import tiny
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
@@ -11,11 +14,16 @@ from tokenizers import Tokenizer, models
 from transformers import (
     BertForTokenClassification,
     DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
+    default_data_collator,
 )
 
 from itra_hf import ITRATrainer
+from itra_hf.features import extract_features
+from itra_hf.pairing import split_pair
 
 
 def logs_of(trainer, key):
@@ -57,65 +65,137 @@ def renamed(name, extra):
 DATA = {
     "labels": renamed("labels", {}),
     "label": renamed("label", {"note": 1}),
+    "label_ids": renamed("label_ids", {"note": 1}).with_format("torch"),
     "torch": Rows(tiny.texts()),
     "stream": Stream(),
     "streamed_datasets": renamed("labels", {}).to_iterable_dataset(),
 }
+IN_ORDER = {"train_sampling_strategy": "sequential"}
+
+
+@pytest.fixture(scope="module")
+def start():
+    torch.manual_seed(0)
+    return tiny.bert()
+
+
+@pytest.fixture(scope="module")
+def in_order(start, tmp_path_factory):
+    """The weights of a run over the list of examples, in their order."""
+    run = tiny.trainer(tmp_path_factory.mktemp("in_order"), copy.deepcopy(start), tiny.texts(), **IN_ORDER)
+    run.train()
+    assert_matched(run)
+    return tiny.weights(run.model)
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_takes_every_kind_of_data_set(tmp_path, name):
-    run = tiny.trainer(tmp_path, tiny.bert(), DATA[name])
+def test_every_kind_of_data_set_gives_the_same_run(tmp_path, start, in_order, name):
+    run = tiny.trainer(tmp_path, copy.deepcopy(start), DATA[name], **IN_ORDER)
     run.train()
     assert_matched(run)
+    assert torch.equal(tiny.weights(run.model), in_order)
 
 
-@pytest.mark.parametrize("name", ["labels", "torch"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"dataloader_num_workers": 2},
-        {"auto_find_batch_size": True},
-        {"train_sampling_strategy": "group_by_length"},
-        {"train_sampling_strategy": "sequential"},
-        {"train_sampling_strategy": "batch_rebalance", "pairing": "random"},
-        {"dataloader_drop_last": True, "per_device_train_batch_size": 7},
-    ],
-    ids=lambda options: next(iter(options.values())),
-)
-def test_takes_every_way_of_loading(tmp_path, name, options):
-    run = tiny.trainer(tmp_path, tiny.bert(), DATA[name], **options)
-    run.train()
-    assert_matched(run)
-
-
-def test_keeps_unused_columns_where_the_collator_needs_them(tmp_path):
+def test_unused_columns_are_kept_where_the_collator_needs_them(tmp_path, start, in_order):
     def collate(rows):
-        assert all(row.pop("note") == 1 for row in rows)
-        return {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "attention_mask", "label")} | {
-            "labels": torch.tensor([row["label"] for row in rows])
-        }
-
-    class Popping(ITRATrainer):
-        def _prepare_inputs(self, inputs):
-            inputs.pop("label")
-            return super()._prepare_inputs(inputs)
+        return default_data_collator([{key: row[key] for key in row if row["note"] and key != "note"} for row in rows])
 
     keywords = {"data_collator": collate}
-    run = tiny.trainer(tmp_path, tiny.bert(), DATA["label"], Popping, keywords, remove_unused_columns=False)
+    options = {"remove_unused_columns": False, **IN_ORDER}
+    run = tiny.trainer(tmp_path, copy.deepcopy(start), DATA["label"], keywords=keywords, **options)
     run.train()
+    assert torch.equal(tiny.weights(run.model), in_order)
+
+
+def test_workers_load_the_same_run(tmp_path, start, in_order):
+    run = tiny.trainer(tmp_path, copy.deepcopy(start), Rows(tiny.texts()), dataloader_num_workers=2, **IN_ORDER)
+    run.train()
+    assert torch.equal(tiny.weights(run.model), in_order)
+
+
+class Recording:
+    """Keeps the first token of every row of every batch."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.seen = [*getattr(self, "seen", []), inputs["input_ids"][:, 0].tolist()]
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+class RecordingTrainer(Recording, Trainer):
+    pass
+
+
+class RecordingITRATrainer(Recording, ITRATrainer):
+    pass
+
+
+@pytest.mark.parametrize("pairing", ["class", "random"])
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length", "batch_rebalance"])
+def test_every_sampling_strategy_is_trainers_but_random_with_pairs_of_a_class(tmp_path, strategy, pairing):
+    if (strategy, pairing) == ("batch_rebalance", "class"):
+        return  # refused at construction, see test_trainer.py
+    tokens = torch.arange(6)
+    rows = [{"input_ids": row + tokens[: 2 + row % 4] % 3, "labels": row // 2 % 3} for row in range(42)]
+    seen = []
+    for cls in (RecordingTrainer, RecordingITRATrainer):
+        keywords = {"data_collator": DataCollatorWithPadding(tiny_tokenizer())}
+        options = {"train_sampling_strategy": strategy, "pairing": pairing, "dataloader_drop_last": True}
+        run = tiny.trainer(tmp_path, tiny.bert(), rows, cls, keywords, **options)
+        run.train()
+        seen.append(run.seen)
+    theirs, ours = seen
     assert_matched(run)
+    if (strategy, pairing) == ("random", "class"):
+        assert theirs != ours
+        assert all(rows[s]["labels"] == rows[t]["labels"] for batch in ours for s, t in zip(*split(batch), strict=True))
+    else:
+        assert theirs == ours
 
 
-def test_searches_for_its_weight_with_optuna(tmp_path):
-    keywords = {"model_init": lambda: tiny.bert()}
+def split(batch):
+    return batch[::2], batch[1::2]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_made_smaller(tmp_path):
+    class Small(RecordingITRATrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            if len(inputs["input_ids"]) == 8:
+                raise RuntimeError("CUDA out of memory.")
+            return loss
+
+    matched = []
+    keywords = {"matching_loss": lambda source, *others: matched.append(len(source)) or source.square().mean()}
+    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), Small, keywords, auto_find_batch_size=True)
+    run.train()
+    sizes = [len(batch) for batch in run.seen]
+    assert sizes == [8, *[sizes[-1]] * 4]
+    assert 2 <= sizes[-1] < 8
+    assert matched == [(size + 1) // 2 for size in sizes]
+
+
+def test_searches_for_its_weight_with_optuna(tmp_path, start):
+    trials = {}
+
+    class Record(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            trials[args.matching_weight] = [entry for entry in state.log_history if "loss" in entry]
+
+    weights = [0.0, 2.0]
+    keywords = {"model_init": lambda: copy.deepcopy(start), "callbacks": [Record()]}
     run = tiny.trainer(tmp_path, None, tiny.texts(), keywords=keywords, eval_strategy="steps")
     best = run.hyperparameter_search(
-        hp_space=lambda trial: {"matching_weight": trial.suggest_categorical("matching_weight", [0.0, 2.0])},
+        hp_space=lambda trial: {"matching_weight": trial.suggest_categorical("matching_weight", weights)},
         n_trials=2,
         backend="optuna",
+        sampler=optuna.samplers.GridSampler({"matching_weight": weights}),
     )
-    assert set(best.hyperparameters) == {"matching_weight"}
+    assert best.hyperparameters["matching_weight"] in weights
+    assert all(entry["matching_loss"] > 0 for entry in trials[2.0])
+    plain = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), Trainer, eval_strategy="steps")
+    plain.train()
+    assert [entry["loss"] for entry in trials[0.0]] == logs_of(plain, "loss")
+    assert not any("matching_loss" in entry for entry in trials[0.0])
 
 
 def test_model_init_makes_a_new_model_at_every_training(tmp_path):
@@ -128,20 +208,25 @@ def test_model_init_makes_a_new_model_at_every_training(tmp_path):
     assert torch.equal(*weights)
 
 
-def test_regression_and_multi_label_reduce_their_matching_loss(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    for config, label in (
-        ({"num_labels": 1}, lambda row: float(row["input_ids"].float().mean() / 25 - 1)),
-        (
-            {"problem_type": "multi_label_classification"},
-            lambda row: torch.randint(2, (3,), generator=generator).float(),
-        ),
-    ):
-        rows = [row | {"labels": label(row)} for row in tiny.texts()]
-        run = tiny.trainer(tmp_path, tiny.bert(**config), rows, max_steps=20, learning_rate=1e-2, logging_steps=5)
-        run.train()
-        assert_matched(run)
-        assert logs_of(run, "task_loss")[-1] < logs_of(run, "task_loss")[0]
+@pytest.mark.parametrize(
+    ("config", "label", "kernel"),
+    [
+        ({"num_labels": 1}, lambda row: row / 7.0, "gaussian"),
+        ({"problem_type": "multi_label_classification"}, lambda row: [row % 2, 1.0, row // 2 % 2], "linear"),
+    ],
+    ids=["regression", "multi-label"],
+)
+def test_regression_and_multi_label_are_matched_jointly_with_their_labels(tmp_path, config, label, kernel):
+    model = tiny.bert(0.0, **config)
+    rows = [row | {"labels": torch.tensor(label(i))} for i, row in enumerate(tiny.texts(8))]
+    batch = default_data_collator(rows)
+    features, task = extract_features(model, [batch]), model(**batch).loss.item()
+    (source, target), (ys, yt) = split_pair(features), split_pair(batch["labels"])
+    expected = reference.joint(source, target, ys, yt, kernel=kernel)
+    run = tiny.trainer(tmp_path, model, rows, max_steps=1, logging_steps=1, **IN_ORDER)
+    run.train()
+    assert logs_of(run, "matching_loss") == [pytest.approx(expected.item(), rel=1e-4)]
+    assert logs_of(run, "task_loss") == [pytest.approx(task, rel=1e-5)]
 
 
 def test_token_classification_trains_as_under_trainer_and_a_form_asked_for_is_refused(tmp_path):
@@ -153,8 +238,11 @@ def test_token_classification_trains_as_under_trainer_and_a_form_asked_for_is_re
         run.train()
         weights.append(tiny.weights(run.model))
     assert torch.equal(*weights)
-    with pytest.raises(ValueError, match=r"one label per row, but the labels are one per token"):
+    with pytest.raises(ValueError, match=r"one per token; take matching='marginal' with feature_layer=-1"):
         tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="class_conditional").train()
+    run = tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="marginal", feature_layer=-1)
+    run.train()
+    assert_matched(run)
 
 
 def tiny_tokenizer():
@@ -183,27 +271,25 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch's default compiler, inductor, needs g++ on a CPU")
 def test_twenty_compiled_steps_have_the_losses_of_eager_ones_in_one_graph(tmp_path):
-    """Two graphs are allowed: the training step's and that of the evaluation before it."""
+    """Compiled by inductor, as torch_compile=True has it; with both guards at work."""
     torch._dynamo.reset()
     start, losses = tiny.bert(0.0), []
     for compiled in (False, True):
-        options = {
-            "max_steps": 20,
-            "logging_steps": 1,
-            "eval_on_start": True,
-            "eval_strategy": "steps",
-            "eval_steps": 50,
-        }
-        if compiled:
-            options |= {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-        run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(48), learning_rate=1e-3, **options)
+        options = {"max_steps": 20, "logging_steps": 1, "learning_rate": 1e-3, "eval_on_start": True}
+        run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(48), torch_compile=compiled, **options)
         torch._dynamo.utils.counters.clear()
         run.train()
         losses.append([logs_of(run, key) for key in ("task_loss", "matching_loss", "matching_weight")])
-    for eager, ours in zip(*losses, strict=True):
-        assert ours == pytest.approx(eager, rel=1e-4, abs=1e-6)
+    assert run.args.torch_compile_backend == "inductor"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the evaluation runs uncompiled
     assert not torch._dynamo.utils.counters["graph_break"]
+    for eager, ours in zip(*losses, strict=True):
+        assert ours == pytest.approx(eager, rel=1e-5, abs=1e-7)
+    weights = losses[1][2]
+    assert weights[0] == 0  # the ramp
+    assert max(weights) < 0.5  # the cap
 
 
 # ---- peft

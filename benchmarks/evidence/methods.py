@@ -6,6 +6,8 @@ from typing import Any
 
 from rivals import CentreLossTrainer, FloodingTrainer, MixupTrainer, RDropTrainer, SupConTrainer
 from tasks import Task
+from torch import Tensor
+from torch.nn import functional
 from transformers import Trainer
 
 from itra_hf import ITRATrainer
@@ -14,8 +16,9 @@ from itra_hf.config import MatchingArguments
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2), "weight_decay": (0.01, 0.3, 1.0)}  # with images
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 2e-3), "weight_decay": (0.01,)}
-# Options that are not TrainingArguments: dropout before the head, and the strength of a rival.
-OWN_OPTIONS = ("dropout", "strength")
+# Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
+# rows alone.
+OWN_OPTIONS = ("dropout", "strength", "one_half")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ METHODS = {
     "itra+label_smoothing": Method(ITRATrainer, like=("label_smoothing",)),
     "itra+dropout": Method(ITRATrainer, like=("dropout",)),
 }
+
+
+def one_half_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """The task loss of rows 0, 2, 4, ..., one mini-batch of the pair."""
+    return functional.cross_entropy(outputs["logits"][0::2], labels[0::2])
 
 
 def find_method(name: str) -> tuple[Method, dict[str, Any]]:

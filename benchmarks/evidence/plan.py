@@ -47,6 +47,7 @@ ABLATIONS = {
     "random pairing": "itra:pairing=random",
     "unbiased estimator": "itra:unbiased=true",
     "one bandwidth": "itra:num_bandwidths=1",
+    "one half supervised": "itra:one_half=true",
     "class pairing alone": "itra:matching_weight=1e-9",
 }
 ABLATION_TASKS = ["digits-300/cnn", "fashion_mnist-1000/cnn", "banking77-5shot/minilm"]

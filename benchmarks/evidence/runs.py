@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from measures import StepCost, measure
-from methods import OWN_OPTIONS, find_method, settings
+from methods import OWN_OPTIONS, find_method, one_half_loss, settings
 from networks import add_dropout
 from plan import reported_seeds
 from tasks import Task
@@ -54,7 +54,9 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     model = task.build(data)
     if "dropout" in own:
         add_dropout(model, own["dropout"])
-    strength = {"strength": own["strength"]} if "strength" in own else {}
+    extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
+    if own.get("one_half"):
+        extra["compute_loss_func"] = one_half_loss
     with tempfile.TemporaryDirectory() as folder:
         args = ITRAConfig(
             folder,
@@ -75,7 +77,7 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
         )
         cost = StepCost()
         trainer = method.trainer(
-            model, args, data_collator=data.collator, train_dataset=train, callbacks=[cost], **strength
+            model, args, data_collator=data.collator, train_dataset=train, callbacks=[cost], **extra
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

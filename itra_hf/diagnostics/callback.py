@@ -155,7 +155,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             if self.report:
                 from itra_hf.report import write_report
 
-                logger.warning(f"The report is {write_report(Path(args.output_dir))}")
+                logger.info(f"The report is {write_report(Path(args.output_dir))}")
 
     def _measure(self, state: Any) -> None:
         """Measure, and keep the figures and the features."""
@@ -179,11 +179,10 @@ class ITRADiagnosticsCallback(TrainerCallback):
         short = self._spent + self._cost > self.max_share * (elapsed + self._cost)
         if not sum_over_ranks(torch.tensor(float(short), device=args.device)):
             return True
-        if self._skipped == 0:
-            logger.warning(
-                f"A measurement of {self._cost:.2g} s is passed over: measuring has taken {self._spent:.2g} s of "
-                f"{elapsed:.2g} s, and max_share={self.max_share}. Measure less often, or raise max_share."
-            )
+        logger.warning_once(
+            f"A measurement is passed over: measuring would take more than max_share={self.max_share} of the run's "
+            "time. Measure less often, or raise max_share."
+        )
         self._skipped += 1
         return False
 

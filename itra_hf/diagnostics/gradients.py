@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from itra_hf.grad_cache import RandomState
@@ -171,6 +172,11 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameter that is trained, so there is no gradient to measure")
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        raise ValueError(
+            f"the parameters of {type(model).__name__} are sharded over ranks, and their gradient is nowhere whole; "
+            "measure compactness alone, or train without FSDP"
+        )
     return parameters
 
 

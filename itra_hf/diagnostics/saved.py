@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 from transformers import Trainer
 
-from itra_hf.config import MatchingArguments
+from itra_hf.config import MatchingArguments, matching_arguments, public_arguments
 
 FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
 
-# What the report shows of the training arguments: no path and no token among them.
+# Shown of every run, also where they are at their defaults.
 SETTINGS = (
     "max_steps",
     "num_train_epochs",
@@ -59,10 +59,13 @@ class SavedRun:
             return dict(arrays)
 
     def save_config(self, trainer: Trainer, others: dict[str, Any]) -> None:
-        """Save the settings of the run, the matching's where it has any."""
+        """Save the settings of the run, no path and no token among them; the matching's where features were matched."""
         args = trainer.args
-        names = [*SETTINGS, *(field.name for field in fields(MatchingArguments) if isinstance(args, MatchingArguments))]
-        values = {name: getattr(args, name) for name in names} | {"processes": args.world_size}
+        ours = {option.name for option in fields(MatchingArguments)}
+        values = {name: getattr(args, name) for name in SETTINGS} | public_arguments(args)
+        values = {name: value for name, value in values.items() if name not in ours} | {"processes": args.world_size}
+        if any("matching_loss" in entry for entry in trainer.state.log_history):
+            values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         state = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}

@@ -16,9 +16,10 @@ try:
 except ImportError as error:
     raise ImportError(f"the report needs {error.name}; pip install 'itra_hf[report]'") from error
 
+from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures
 from itra_hf.report.drawing import Picture
-from itra_hf.report.maps import both_maps, feature_maps, page_legend, scatter_of_classes
+from itra_hf.report.maps import both_maps, feature_maps, page_legend
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run
 
@@ -58,7 +59,7 @@ def write_report(run_dir: str | Path) -> Path:
         sections=[
             _section("Curves", run_pictures(run), folder),
             _section("Features", maps, folder) | {"legend": page_legend(saved) if saved is not None else []},
-            _section("Classes", [scatter_of_classes(run)], folder),
+            _section("Scatter within classes", class_pictures(run), folder),
         ],
         settings=run.settings,
     )
@@ -80,7 +81,8 @@ def write_comparison(results: str | Path) -> Path:
     content = json.loads(path.read_text(encoding="utf-8"))
     folder = path.parent
     differences = difference_picture(content)
-    differences.save(folder)
+    if differences is not None:
+        differences.save(folder)
     maps, legend = map_pictures(content, folder)
     return _write(
         folder / "comparison.html",
@@ -150,18 +152,19 @@ def _differences(content: dict[str, Any]) -> dict[str, Any]:
         interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
         means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
         rows.append((name, *means, interval))
-    head = ["mean of the seeds", "Trainer", "ITRATrainer", "difference", "95 % interval"]
-    note = "Differences are ITRATrainer minus Trainer, paired by seed."
+    head = ["mean", "Trainer", "ITRATrainer", "difference", "95 % interval"]
+    note = "Means over the seeds; differences are ITRATrainer minus Trainer, paired by seed."
     return {"title": "Differences", "head": head, "rows": rows, "note": note}
 
 
 def _runs(content: dict[str, Any]) -> dict[str, Any]:
     names = list(content["differences"])
+    heads = [name.replace("_", "_\u200b") for name in names]  # may break there, where a phone has no room
     rows = [
         (run["seed"], run["trainer"], *(_digits(run["metrics"].get(name)) for name in names), f"{run['seconds']:.1f}")
         for run in content["runs"]
     ]
-    return {"title": "Every run", "head": ["seed", "trainer", *names, "seconds"], "rows": rows, "note": ""}
+    return {"title": "Every run", "head": ["seed", "trainer", *heads, "seconds"], "rows": rows, "note": ""}
 
 
 def _digits(value: float | None) -> str:

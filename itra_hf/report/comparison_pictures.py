@@ -6,20 +6,29 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from itra_hf.report.drawing import Picture, finish
+from itra_hf.report.drawing import Picture, curve, finish
 from itra_hf.report.maps import page_legend, pca_map
 from itra_hf.report.runs import Run
 
 TRAINERS = ("Trainer", "ITRATrainer")
 STYLES = {"Trainer": ("C1", "--"), "ITRATrainer": ("C0", "-")}
 
-# In the order in which they are shown; metrics of the user's come first, with the one that the verdict is about.
-CURVES = {"eval_loss": "evaluation loss", "eval_scatter_ratio": "within / between scatter"}
+# Of the runs that logged them, in this order.
+CURVES = {
+    "eval_loss": "evaluation loss",
+    "eval_scatter_ratio": "within / between scatter",
+    "eval_silhouette": "silhouette",
+    "gradient_scatter": "gradient scatter, variance / |mean|²",
+    "over_adaptation": "over-adaptation in a step",
+}
+LOGARITHMIC = ("eval_loss", "eval_scatter_ratio", "gradient_scatter")
 
 
-def difference_picture(content: dict[str, Any]) -> Picture:
-    """The paired difference of every metric: a dot for each seed, the mean and its interval."""
-    differences = {name: entry for name, entry in content["differences"].items() if entry["values"]}
+def difference_picture(content: dict[str, Any]) -> Picture | None:
+    """The paired difference of every metric: a dot for each seed, the mean and its interval; None without a pair."""
+    differences = content["differences"]
+    if not differences:
+        return None
 
     def draw(figure: Figure) -> None:
         rows = figure.subplots(len(differences), 1, squeeze=False)[:, 0]
@@ -31,14 +40,16 @@ def difference_picture(content: dict[str, Any]) -> Picture:
                 axes.plot([entry["low"], entry["high"]], [-0.3, -0.3], color="C3", linewidth=2)
             axes.plot(entry["difference"], -0.3, "D", color="C3", markersize=5)
             reach = 1.15 * max(abs(each) for each in (*values, entry["low"] or 0, entry["high"] or 0)) or 1.0
-            axes.set(xlim=(-reach, reach), ylim=(-0.8, 0.8), yticks=[], title=name)
-            axes.title.set_fontsize(9.5)
-            axes.tick_params(labelsize=8)
+            axes.set(xlim=(-reach, reach), ylim=(-0.8, 0.8), yticks=[])
+            axes.set_title(name, loc="left", fontsize=10.5, fontweight="bold")
+            axes.tick_params(labelsize=9)
             axes.spines["left"].set_visible(False)
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("ITRATrainer minus Trainer")
 
-    caption = "Every dot is a seed; the diamond is their mean, the bar its 95 % interval. Left of the line is less."
+    caption = (
+        "Every dot is a seed; diamond and bar are their mean and its 95 % interval. Left of 0, ITRATrainer has less."
+    )
     told = [f"{name}: {entry['difference']:+.3g} in the mean." for name, entry in differences.items()]
     alt = f"Paired differences, ITRATrainer minus Trainer, of {len(content['runs']) // 2} seeds. {' '.join(told)}"
     return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
@@ -47,8 +58,8 @@ def difference_picture(content: dict[str, Any]) -> Picture:
 def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
     """Every pair of runs, and the curves of those runs whose folders are there."""
     runs = [(entry, _run(folder / entry["folder"])) for entry in content["runs"]]
-    curves = [_curves(runs, name, label) for name, label in CURVES.items()]
-    return [_pairs(content), *(picture for picture in curves if picture is not None)]
+    pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
+    return [picture for picture in pictures if picture is not None]
 
 
 def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], list[dict[str, Any]]]:
@@ -72,12 +83,13 @@ def _run(folder: Path) -> Run | None:
         return None
 
 
-def _pairs(content: dict[str, Any]) -> Picture:
-    """The main metric of both trainers, a line for each seed."""
+def _pairs(content: dict[str, Any]) -> Picture | None:
+    """The main metric of both trainers, a line for each seed; None without a pair."""
     name = content["metric"]
+    if name not in content["differences"]:
+        return None
     values = {(entry["trainer"], entry["seed"]): entry["metrics"].get(name) for entry in content["runs"]}
-    seeds = content["differences"].get(name, {"seeds": []})["seeds"]
-    pairs = {seed: [values[trainer, seed] for trainer in TRAINERS] for seed in seeds}
+    pairs = {seed: [values[trainer, seed] for trainer in TRAINERS] for seed in content["differences"][name]["seeds"]}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -103,9 +115,9 @@ def _curves(runs: list[tuple[dict[str, Any], Run | None]], name: str, label: str
         for trainer, (steps, values) in series:
             colour, dashes = STYLES[trainer]
             legend = None if trainer in seen else trainer
-            axes.plot(steps, values, dashes, color=colour, alpha=0.75, linewidth=1.3, label=legend)
+            curve(axes, (steps, values), legend, color=colour, linestyle=dashes, alpha=0.75, linewidth=1.3)
             seen.add(trainer)
-        finish(axes, label, log=all(value > 0 for _, (_, values) in series for value in values))
+        finish(axes, label, log=name in LOGARITHMIC and all(value > 0 for _, (_, values) in series for value in values))
 
     ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in TRAINERS}
     told = [f"{trainer} ends at {np.mean(values):.3g} in the mean." for trainer, values in ends.items() if values]

@@ -66,10 +66,11 @@ class Picture:
             "xtick.color": colours["text"],
             "ytick.color": colours["text"],
             "legend.frameon": False,
-            "font.size": 9.5,
+            "font.size": 10.5,
         }
         with mpl.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), dpi=DPI, layout="constrained")
+            figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)  # type: ignore[union-attr, call-arg]
             self.draw(figure)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
@@ -85,7 +86,7 @@ class Picture:
         return {"title": self.title, "caption": self.caption, "alt": self.alt, **encoded, **size}
 
 
-def curve(axes: Axes, series: tuple[list[int], list[float]], label: str, **style: Any) -> None:
+def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, **style: Any) -> None:
     """A line through the values of a series, with dots where there are few of them."""
     steps, values = series
     if steps:
@@ -102,7 +103,7 @@ def finish(axes: Axes, ylabel: str, *, log: bool = False, legend: bool = True) -
         axes.set_yscale("log")
         plain_log_ticks(axes.yaxis)
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(loc="best", fontsize=8.5)
+        axes.legend(loc="best", fontsize=9.5)
 
 
 def plain_log_ticks(axis: Axis) -> None:

@@ -1,4 +1,4 @@
-"""Maps of the features in two dimensions, their legend, and the scatter of each class."""
+"""Maps of the features in two dimensions, and their legend."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from itra_hf.report.drawing import COLOURS, WIDTH, Picture, plain_log_ticks
-from itra_hf.report.runs import Run, class_scatters
+from itra_hf.report.drawing import COLOURS, WIDTH, Picture
+from itra_hf.report.runs import Run
 
 MARKERS = "os^DvPX*"
 MARKER_PATHS = (  # the same in the page's legend, in a square of 16
@@ -25,7 +25,6 @@ MARKER_PATHS = (  # the same in the page's legend, in a square of 16
     "M8 1l2 4.8l5.2.4l-4 3.4l1.2 5l-4.4-2.7l-4.4 2.7l1.2-5l-4-3.4l5.2-.4z",
 )
 IN_PICTURE = 10  # up to this many classes the picture itself holds the legend
-MOST_CLASSES = 100  # of more classes, the scatter of the widest is shown
 
 Saved = dict[str, np.ndarray]
 
@@ -37,7 +36,7 @@ def class_styles(saved: Saved) -> list[dict[str, Any]]:
     return [
         {
             "label": label,
-            "number": index,
+            "number": int(label),
             "name": name,
             "colour": COLOURS[index % 10],
             "marker": MARKERS[index // 10 % 8] if len(labels) > IN_PICTURE else MARKERS[index % 8],
@@ -95,6 +94,8 @@ def side_by_side(sides: list[tuple[str, Saved]], name: str, title: str) -> Pictu
             _scatter(axes, saved, at)
             axes.set(title=label, **_axis_names(shares))
         _legend(figure, sides[0][1])
+        if len(class_styles(sides[0][1])) > IN_PICTURE:
+            figure.supxlabel("Numbers, at class means where there is room: the labels of classes.", fontsize=9)
 
     alt = f"Maps of the features along their first two principal axes, {' and '.join(label for label, _ in sides)}."
     return Picture(name, title, "", alt, draw, height=5.0, width=2 * WIDTH)
@@ -103,7 +104,10 @@ def side_by_side(sides: list[tuple[str, Saved]], name: str, title: str) -> Pictu
 def pca_map(saved: Saved, name: str, title: str) -> Picture:
     """The map of features along their first two principal axes."""
     points, shares = principal_axes(saved["features"])
-    caption = f"{len(points):,} rows along the two directions of most scatter, {shares.sum():.0%} of it in all."
+    caption = (
+        f"{len(points):,} rows along the two directions of most scatter, {shares.sum():.0%} of it in all. Each map has "
+        "axes of its own."
+    )
     return _map(saved, points, name, title, caption, _axis_names(shares))
 
 
@@ -126,20 +130,20 @@ def _map(saved: Saved, points: np.ndarray, name: str, title: str, caption: str, 
         _legend(figure, saved)
 
     if len(styles) > IN_PICTURE:
-        caption += " Numbers stand at class means, where there is room; the list below names them."
+        caption += " Numbers stand at class means, where there is room; the list of classes names them."
     alt = f"Scatter plot of {len(points)} rows of {len(styles)} classes, coloured by class. {caption}"
     return Picture(name, title, caption, alt, draw, height=4.6 if len(styles) > IN_PICTURE else 4.9)
 
 
 def _scatter(axes: Axes, saved: Saved, points: np.ndarray) -> None:
     styles, finite = class_styles(saved), np.isfinite(points).all(1)
-    size = float(np.clip(4000 / max(len(points), 1), 5, 22))
+    size = float(np.clip(9000 / max(len(points), 1), 9, 24))
     for style in styles:
         x, y = points[(saved["labels"] == style["label"]) & finite].T
         axes.scatter(x, y, s=size, c=style["colour"], marker=style["marker"], alpha=0.7, linewidths=0)
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(alpha=0.6)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=9)
     if len(styles) > IN_PICTURE:
         _number(axes, styles, saved, points)
 
@@ -153,7 +157,7 @@ def _number(axes: Axes, styles: list[dict[str, Any]], saved: Saved, points: np.n
         mean = points[saved["labels"] == style["label"]].mean(0)
         if np.isfinite(mean).all() and all(np.abs(mean - other).max() > room for other in placed):
             placed.append(mean)
-            axes.text(mean[0], mean[1], str(style["number"]), ha="center", va="center", fontsize=7.5, path_effects=halo)
+            axes.text(mean[0], mean[1], str(style["number"]), ha="center", va="center", fontsize=8.5, path_effects=halo)
 
 
 def _legend(figure: Figure, saved: Saved) -> None:
@@ -166,12 +170,16 @@ def _legend(figure: Figure, saved: Saved) -> None:
             for style in styles
         ]
         columns = 5 if max(len(_short(style)) for style in styles) <= 7 else 2
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8.5, handletextpad=0.2)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5, handletextpad=0.2)
 
 
 def _short(style: dict[str, Any]) -> str:
-    name = str(style["name"])
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    return shortened(str(style["name"]), 22)
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most so many letters."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _axis_names(shares: np.ndarray) -> dict[str, str]:
@@ -182,36 +190,3 @@ def _axis_names(shares: np.ndarray) -> dict[str, str]:
 def _best(run: Run, when: str) -> str:
     best = run.config.get("best_step")
     return f" (best checkpoint, step {best})" if when == "after" and best else ""
-
-
-def scatter_of_classes(run: Run) -> Picture | None:
-    """The scatter within each class before and after training."""
-    if run.after is None:
-        return None
-    after = class_scatters(run.after)
-    before = class_scatters(run.before) if run.before is not None else {}
-    shown = sorted(after, key=after.__getitem__)[-MOST_CLASSES:]
-    if not shown:
-        return None
-    largest = max(len(name) for name in shown)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        rows = range(len(shown))
-        if before:
-            old = [before.get(name, float("nan")) for name in shown]
-            axes.hlines(rows, old, [after[name] for name in shown], color="C7", linewidth=1, alpha=0.6)
-            axes.plot(old, rows, "o", color="C7", markersize=4, fillstyle="none", label="before")
-        axes.plot([after[name] for name in shown], rows, "o", color="C0", markersize=4, label="after")
-        axes.set(xscale="log", xlabel="scatter within the class / between all classes", ylim=(-0.7, len(shown) - 0.3))
-        axes.set_yticks(rows, [name if len(name) <= 26 else f"{name[:25]}…" for name in shown])
-        axes.tick_params(axis="y", labelsize=8 if largest > 12 else 9)
-        plain_log_ticks(axes.xaxis)
-        if before:
-            figure.legend(loc="outside upper right", ncols=2, fontsize=8.5)
-
-    which = f"The {len(shown)} widest of {len(after)} classes. " if len(shown) < len(after) else ""
-    caption = f"{which}How far the rows of each class lie from their mean; further left is more compact."
-    ends = [f"{name} {after[name]:.3g}" for name in (shown[0], shown[-1])]
-    alt = f"Dot plot of {len(shown)} classes. The most compact after training: {ends[0]}; the widest: {ends[1]}."
-    return Picture("classes", "Scatter of each class", caption, alt, draw, height=1.3 + 0.19 * len(shown))
