@@ -170,7 +170,7 @@ class TestTextClassification:
         assert scores["eval_accuracy"] == scores["eval_macro_f1"] == 1
         out = Path(options["output_dir"])
         model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-        logits = model(**tokenizer("it is a praise", return_tensors="pt")).logits
+        logits = model(**tokenizer("it is a very praise", return_tensors="pt")).logits
         assert model.config.id2label[int(logits.argmax())] == "praise"
         assert {"train_results.json", "eval_results.json", "trainer_state.json", "README.md"} <= names_in(out)
 
