@@ -98,11 +98,11 @@ def make_rows(kind: str, changes: dict) -> Any:
 
 
 def guessed(model: nn.Module, rows: list[dict]) -> list[dict]:
-    """The rows with the labels that the model would give them, so that the cap is open from the start."""
+    """The rows, all but six with the labels that the model would give them, so that the cap is open from the start."""
     with torch.no_grad():
         batch = default_data_collator(rows)
         labels = copy.deepcopy(model).eval()(**batch)["logits"].argmax(1).tolist()
-    return [row | {"labels": label} for row, label in zip(rows, labels, strict=True)]
+    return rows[:6] + [row | {"labels": label} for row, label in zip(rows[6:], labels[6:], strict=True)]
 
 
 def train(trainer: Trainer, may_fail: bool) -> str | None:
