@@ -15,7 +15,7 @@ def column(rows: dict[int, dict[str, Any]], measure: str) -> dict[int, float]:
 
 
 def family(results: Results, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[Comparison, float]]:
-    """Each task's comparisons of this family over two seeds or more, and their p-values after Holm's correction over all of them."""
+    """Each task's comparisons over two seeds or more, and their p-values after Holm's correction over all of these."""
     found = {
         (task, ours): compare(column(methods[ours], "accuracy"), column(methods[theirs], "accuracy"))
         for task, methods in results.items()
