@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-oldest lint format docs coverage bench-collapse bench-dropout bench-losses bench-sampler \
-	bench-step evidence evidence-quick
+.PHONY: install demo test test-oldest lint format docs figures notebook coverage bench-collapse bench-dropout bench-losses \
+	bench-sampler bench-step evidence evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -24,6 +24,12 @@ test: install
 
 docs: .venv/docs-installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+figures: install
+	$(BIN)/python docs/figures.py
+
+notebook: install
+	PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
