@@ -1,18 +1,15 @@
 """`ITRATrainer`: the Hugging Face Trainer with a matching loss between the two halves of every batch."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from inspect import signature
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
-from itra_hf.checkpoints import STATE, last_whole_checkpoint
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
@@ -24,13 +21,13 @@ from itra_hf.labels import class_column, label_kind
 from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.pairing import ClassPairedSampler
-from itra_hf.pushing import NOT_LOST, saved_arguments, warn_of_failed_pushes
 from itra_hf.reader import FeatureReader
+from itra_hf.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class ITRATrainer(Trainer):
+class ITRATrainer(SavingTrainer):
     """`transformers.Trainer` with In-Training Representation Alignment (Li et al., AAAI 2023, arXiv 2211.13332).
 
     In every step the rows 0, 2, 4, ... of the batch and its rows 1, 3, 5, ... are two mini-batches s and t, and
@@ -150,13 +147,6 @@ class ITRATrainer(Trainer):
 
         `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"{self.args.output_dir} holds no checkpoint that was written to its end; "
-                    "start again without resume_from_checkpoint"
-                )
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -298,52 +288,6 @@ class ITRATrainer(Trainer):
                     "matching_max_grad_ratio at their defaults."
                 )
         super().log(logs, start_time)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does, in such an order that a checkpoint with `trainer_state.json` is whole."""
-        if self.args.should_save:  # a run may write a checkpoint anew, over one that was whole
-            folder = f"checkpoint-{self.state.global_step}"
-            Path(self._get_output_dir(trial=trial), folder, STATE).unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-
-    def _save(self, *args: Any, **kwargs: Any) -> None:
-        with self._saved_arguments():
-            super()._save(*args, **kwargs)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Push as Trainer does; an error tells that the model is not lost."""
-        try:
-            return super().push_to_hub(*args, **kwargs)
-        except Exception as error:
-            error.add_note(NOT_LOST.format(folder=self.args.output_dir))
-            raise
-
-    def _push_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._warn_of_failed_pushes()
-        with self._saved_arguments():
-            super()._push_from_checkpoint(*args, **kwargs)
-
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        self._warn_of_failed_pushes()
-
-    def _warn_of_failed_pushes(self) -> None:
-        if self.hub_model_id is not None and self.push_in_progress is not None:
-            warn_of_failed_pushes(self.push_in_progress.jobs, self.args.output_dir)
-
-    @contextmanager
-    def _saved_arguments(self) -> Iterator[None]:
-        """While Trainer pickles its arguments, these are such as open without this package and hold no token."""
-        args, self.args = self.args, saved_arguments(self.args)
-        try:
-            yield
-        finally:
-            self.args = args
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # every rank has saved its part before the trainer's state is written
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write a model card; with the matching off it is Trainer's."""

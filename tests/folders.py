@@ -8,7 +8,7 @@ import numpy as np
 import tiny
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
+from transformers import PreTrainedTokenizerFast, ViTImageProcessor
 
 PETS = {"cat": ["purr", "meow"], "dog": ["bark", "fetch"], "emu": ["egg", "feather"]}
 FILLER = ["the", "a", "and", "so"]
@@ -39,9 +39,7 @@ def pets(folder: Path, rows: int = 60) -> str:
 
 def vit(folder: Path) -> str:
     """A tiny ViT with its image processor."""
-    ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]).save_pretrained(
-        folder / "vit"
-    )
+    ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder / "vit")
     tiny.vit().save_pretrained(folder / "vit")
     return str(folder / "vit")
 

@@ -57,16 +57,8 @@ ERRORS = {
     "first_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(8, 16)]},
     "later_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(24, 32)]},
 }
-WHOLE = {
-    "micro_batch": {"model": "bert", "max_steps": 5, "rows_per_step": 8, "gradient_accumulation_steps": 2},
-    "step": {
-        "model": "bert",
-        "max_steps": 5,
-        "rows_per_step": 8,
-        "gradient_accumulation_steps": 2,
-        "matching_scope": "optimizer_step",
-    },
-}
+MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 5, "rows_per_step": 8, "gradient_accumulation_steps": 2}
+WHOLE = {"micro_batch": MICRO_BATCH, "step": MICRO_BATCH | {"matching_scope": "optimizer_step"}}
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
 SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}
 SHARDED["sharded_resumed"] = SHARDED["sharded_step"] | {"dropout": 0.3, "resume_at": 2, "optim": "adamw_torch"}

@@ -27,7 +27,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    ViTImageProcessorPil,
+    ViTImageProcessor,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForSequenceClassification,
@@ -97,7 +97,7 @@ def images(cls, args, folder, tokenizer):
     args.remove_unused_columns = False
     pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
     columns = {"image": [Picture.fromarray(image) for image in pixels], "label": [row % 3 for row in range(24)]}
-    processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
 
     def transform(batch):
         return processor(batch["image"], return_tensors="pt") | {"labels": batch["label"]}

@@ -119,10 +119,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     results = current(parser.parse_args(argv).results)
-    (ROOT / "docs" / "evidence.md").write_text(page(results))
-    forest(results, ROOT / "docs" / "evidence.png")
     readme = ROOT / "README.md"
     readme.write_text(readme_with(readme.read_text(), headline(results)))
+    (ROOT / "docs" / "evidence.md").write_text(page(results))
+    forest(results, ROOT / "docs" / "evidence.png")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ def column(rows: dict[int, dict[str, Any]], measure: str) -> dict[int, float]:
 
 
 def family(results: Results, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[Comparison, float]]:
-    """Each task's comparisons of this family, and their p-values after Holm's correction over all of them."""
+    """Each task's comparisons over two seeds or more, and their p-values after Holm's correction over all of these."""
     found = {
         (task, ours): compare(column(methods[ours], "accuracy"), column(methods[theirs], "accuracy"))
         for task, methods in results.items()
         for ours, theirs in pairs
-        if set(methods.get(ours, ())) & set(methods.get(theirs, ()))
+        if len(set(methods.get(ours, ())) & set(methods.get(theirs, ()))) > 1
     }
     corrected = holm([comparison.p for comparison in found.values()])
     return {key: (comparison, p) for (key, comparison), p in zip(found.items(), corrected, strict=True)}

@@ -122,4 +122,4 @@ def _curves(runs: list[tuple[dict[str, Any], Run | None]], name: str, label: str
     ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in TRAINERS}
     told = [f"{trainer} ends at {np.mean(values):.3g} in the mean." for trainer, values in ends.items() if values]
     alt = f"Line chart of the {label} over the steps, a line for each run. {' '.join(told)}"
-    return Picture(name, label[0].upper() + label[1:], "A line for each run.", alt, draw)
+    return Picture(name, label[0].upper() + label[1:], "A line for each run; dots are what was measured.", alt, draw)
