@@ -129,6 +129,15 @@ def test_map_of_the_package_is_that_of_its_imports():
     assert real == told, "docs/contributing.md says otherwise who imports whom"
 
 
+def test_a_step_flows_through_what_is_there():
+    page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8").split("## How a step flows")[1].split("\n## ")[0]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    told = {name.split(".")[-1] for name in re.findall(r"`([\w.]+)`", page)}
+    missing = [name for name in told if not re.search(rf"\b(def|class) {name}\b|\"{name}\"|{name}:", source)]
+    assert len(told) > 15
+    assert missing == []
+
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 NEEDS = "# Needs "  # the first line of a block that is checked to be Python, but not run
@@ -279,3 +288,15 @@ def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     kept = path.read_text(encoding="utf-8")
     assert "image/png" in kept, "make notebook keeps the outputs"
     assert not re.search(r"(/tmp|/home|/root|stderr)", kept)
+
+
+def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    monkeypatch.setattr(figures, "STEPS", 10)
+    figures.main(tmp_path)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {path.name for path in (ROOT / "docs/figures").iterdir()}
+    page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    assert made == set(re.findall(r"figures/(\S+\.png)", page))
