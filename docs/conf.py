@@ -26,7 +26,6 @@ napoleon_custom_sections = [
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_default_options = {"members": True}
 
 html_theme = "furo"
 html_title = f"itra_hf {release}"

@@ -41,13 +41,13 @@ class ITRATrainer(SavingTrainer):
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
 
+    The parameters are Trainer's, in its order, and `matching_loss`.
+
     Args:
         args: an `ITRAConfig`; plain `TrainingArguments` mean its defaults.
         matching_loss: `(source, target, source_labels, target_labels) -> scalar tensor`, used in place of the form
             that `matching` names. Source and target are float tensors `[rows, d]`; the labels are as the batch holds
             them, or None.
-
-        The other parameters are Trainer's, in its order.
 
     Raises:
         ValueError: at construction where the form that was asked for cannot be had, where a device holds fewer than
@@ -121,12 +121,12 @@ class ITRATrainer(SavingTrainer):
 
     @property
     def matching_args(self) -> MatchingArguments:
-        """The matching's options: the trainer's arguments if they hold them, the defaults if not."""
+        """The matching's options, which are the trainer's arguments if they hold them, the defaults if not."""
         return matching_arguments(self.args)
 
     @property
     def matching_is_on(self) -> bool:
-        """Whether training matches features: it was asked for, and this model can."""
+        """Whether training matches features, because it was asked for and this model can."""
         args = self.matching_args
         return args.matching != "none" and args.matching_weight > 0 and not self._cannot_match
 
