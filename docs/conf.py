@@ -8,7 +8,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import itra_hf
 
 project = "itra_hf"
-author = "The itra_hf authors"
+author = project_copyright = "The itra_hf authors"
 release = itra_hf.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
