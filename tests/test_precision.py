@@ -76,7 +76,7 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(tmp_path, scope):
         run.train()
         ended.append(tiny.weights(run.model))
         losses.append(losses_of(run))
-    assert 0 < losses[0]["matching_weight"][-1] < 10  # the cap is at work
+    assert 0 < max(losses[0]["matching_weight"]) < 10  # the cap is at work
     for key in losses[0]:
         assert losses[0][key] == pytest.approx(losses[1][key], rel=1e-5), key
     torch.testing.assert_close(*ended, rtol=1e-5, atol=1e-7)
