@@ -42,7 +42,7 @@ class TestAudioClassification:
     SMALL = ("--train_size", "96", "--test_size", "24", *QUIET)
 
     def test_learns_and_saves_a_model_that_names_the_sounds(self, audio, tmp_path, capsys):
-        scores = audio.main([*self.SMALL, "--max_steps", "60", "--output_dir", str(tmp_path)])
+        scores = audio.main([*self.SMALL, "--test_size", "96", "--max_steps", "120", "--output_dir", str(tmp_path)])
         assert scores["eval_accuracy"] > 0.3  # chance is 1/6
         model, extractor = (
             AutoModelForAudioClassification.from_pretrained(tmp_path),
