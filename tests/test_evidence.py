@@ -27,9 +27,9 @@ from rivals import (
     moved_centres,
     symmetric_kl,
 )
-from runs import Run, execute, planned, run_all
+from runs import HERE, Run, execute, planned, run_all
 from scipy import stats
-from summarise import current, headline, page, readme_with
+from summarise import ROOT, current, headline, page, readme_with
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
@@ -406,3 +406,10 @@ def test_readme_takes_the_headline_between_its_marks():
     assert readme_with(text, "new") == "a\n<!-- evidence -->\nnew\n<!-- /evidence -->\nb\n"
     with pytest.raises(ValueError, match="<!-- evidence -->"):
         readme_with("no marks", "new")
+
+
+def test_page_and_readme_are_made_from_the_results():
+    results = current(HERE / "results.jsonl")
+    readme = (ROOT / "README.md").read_text()
+    assert (ROOT / "docs" / "evidence.md").read_text() == page(results)
+    assert readme == readme_with(readme, headline(results))
