@@ -124,7 +124,8 @@ class _Collator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = [row[self.column] for row in rows]
         if self.kind == "image":
-            batch = self.processor([image.convert(self.mode) for image in inputs], return_tensors="pt")
+            pictures = [np.atleast_3d(image.convert(self.mode)) for image in inputs]  # grey ones get a channel axis
+            batch = self.processor(pictures, return_tensors="pt")
         else:
             rate = self.processor.sampling_rate
             clips = [np.asarray(clip["array"], np.float32)[: int(rate * self.max_seconds)] for clip in inputs]

@@ -125,6 +125,7 @@ class Die(TrainerCallback):
 @pytest.mark.parametrize(("died_after", "left"), [(6, 20), (15, 10)])  # checkpoints at 2, 4 and 6 of 6 steps
 def test_goes_on_where_it_stopped(task, whole, tmp_path, monkeypatch, died_after, left):
     """Finished runs are not repeated; one that was cut off goes on from its checkpoint, to the same scores."""
+    tiny.needs_transformers("5.6", "it saves a loaded BERT's LayerNorms by old names, which Trainer does not find")
     args = config(tmp_path / "cut", save_strategy="steps", save_steps=2)
     dying = Die(died_after)
     steps = []
