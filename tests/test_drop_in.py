@@ -100,7 +100,8 @@ def images(cls, args, folder, tokenizer):
     processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
 
     def transform(batch):
-        return processor([np.atleast_3d(image) for image in batch["image"]], return_tensors="pt") | {"labels": batch["label"]}
+        pictures = [np.atleast_3d(image) for image in batch["image"]]
+        return processor(pictures, return_tensors="pt") | {"labels": batch["label"]}
 
     rows = Dataset.from_dict(columns).cast_column("image", Image()).with_transform(transform)
     return cls(tiny.vit(), args, train_dataset=rows, eval_dataset=rows, processing_class=processor), rows
