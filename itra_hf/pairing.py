@@ -88,7 +88,7 @@ class ClassPairedSampler(Sampler[int]):
         rows = torch.cat([torch.from_numpy(np.delete(rows.numpy(), self._last_of_odd_classes)), left_over])
 
         couples = rows[: len(rows) // 2 * 2].view(couple)  # two rows in one entry
-        order = np.argsort(self._places(generator))
+        order = np.argsort(self._places(generator), kind="stable")  # ties fall alike on every kind of processor
         rows[: len(rows) // 2 * 2] = couples.index_select(0, torch.from_numpy(order)).view(index)
         return rows.long().numpy()
 
