@@ -80,24 +80,21 @@ def _small(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tenso
     return kernel.sum(), s.mm(x)
 
 
-def _slopes(e: Tensor, label: Tensor | None, left: Tensor, right: Tensor, k: int, power: Tensor) -> Tensor:
+def _slopes(e: Tensor, label: Tensor | None, left: Tensor, right: Tensor, k: int, slope: Tensor) -> Tensor:
     """Return sum W sum_p E^(2^p), and turn `e`, the exponent of E, into W sum_p 2^p E^(2^p), p < k.
 
-    W_ij = left_i right_j label_ij, where no label means 1; `power` is room of the shape of `e`.
+    W_ij = left_i right_j label_ij, where no label means 1; `slope` is room of the shape of `e`.
     """
-    slope = torch.exp(e, out=power)
-    sums = _times(power, label).mv(right)
+    power = torch.exp(e, out=slope)
+    sums = (power if label is None else power * label).mv(right)
     for p in range(1, k):
-        slope = torch.addcmul(slope, power, power, value=2.0**p, out=e)
-        power.mul_(power)
-        sums.addmv_(_times(power, label), right)
-    w = torch.outer(left, right, out=e if k == 1 else power)
-    torch.mul(_times(slope, label), w, out=e)
+        power = torch.mul(power, power, out=e)
+        slope.add_(power, alpha=2.0**p)
+        sums.addmv_(power if label is None else power * label, right)
+    torch.outer(left, right, out=e).mul_(slope)
+    if label is not None:
+        e.mul_(label)
     return left.dot(sums)
-
-
-def _times(a: Tensor, label: Tensor | None) -> Tensor:
-    return a if label is None else a * label
 
 
 def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor]:
@@ -108,7 +105,7 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor
     value, rows, ones, grad = x.new_zeros(()), torch.zeros_like(half), torch.ones_like(half), torch.zeros_like(x)
     strip = tile_rows(x.device).square ** 2
     largest = max(((i.stop - i.start) * (j.stop - j.start) for i, j in pairs.tiles), default=0)
-    room, power = x.new_empty(largest), x.new_empty(min(largest, strip))  # for all tiles: fresh pages cost time
+    room, slope = x.new_empty(largest), x.new_empty(min(largest, strip))  # for all tiles: fresh pages cost time
     for i, j in pairs.tiles:
         shape = (i.stop - i.start, j.stop - j.start)
         s = exponent(x, half, i, j, out=room[: shape[0] * shape[1]].view(shape))
@@ -116,7 +113,7 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor
         for start in range(i.start, i.stop, step):
             r = slice(start, min(start + step, i.stop))
             e = s if r == i else s[r.start - i.start : r.stop - i.start]
-            part = _slopes(e, pairs.label_tile(r, j), pairs.weight[r], pairs.weight[j], k, power[: e.numel()].view_as(e))
+            part = _slopes(e, pairs.label_tile(r, j), pairs.weight[r], pairs.weight[j], k, slope[: e.numel()].view_as(e))
             value.add_(part, alpha=1.0 if i == j else 2.0)
         _add_slopes(s, x, rows, ones, grad, i, j)
     return value, grad
