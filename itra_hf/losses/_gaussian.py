@@ -67,7 +67,7 @@ def _factors(k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
 
 
 def _small(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor]:
-    """Return what `_walk` returns, of a single small tile, with the fewest operations."""
+    """Return what `_walk` returns, of one small tile, with the fewest operations."""
     every = pairs.tiles[0][0]
     e = exponent(x, half, every, every, out=x.new_empty(len(x), len(x)))
     factors, powers = _factors(k, e.dtype, e.device)
@@ -97,8 +97,8 @@ def _slopes(e: Tensor, label: Tensor | None, left: Tensor, right: Tensor, k: int
     return left.dot(sums)
 
 
-def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor]:
-    """Return sum_ij W_ij sum_p E_ij^(2^p), and sum_j S_ij (x_j - x_i) for every row i.
+def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return sum_ij W_ij sum_p E_ij^(2^p), and sum_j S_ij (x_j - x_i) for every row i, or 0 without gradient.
 
     Large tiles suit the matrix products; for the powers they are cut into strips, which fit a CPU's cache.
     """
@@ -113,9 +113,12 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor
         for start in range(i.start, i.stop, step):
             r = slice(start, min(start + step, i.stop))
             e = s if r == i else s[r.start - i.start : r.stop - i.start]
-            part = _slopes(e, pairs.label_tile(r, j), pairs.weight[r], pairs.weight[j], k, slope[: e.numel()].view_as(e))
+            part = _slopes(
+                e, pairs.label_tile(r, j), pairs.weight[r], pairs.weight[j], k, slope[: e.numel()].view_as(e)
+            )
             value.add_(part, alpha=1.0 if i == j else 2.0)
-        _add_slopes(s, x, rows, ones, grad, i, j)
+        if with_grad:
+            _add_slopes(s, x, rows, ones, grad, i, j)
     return value, grad
 
 
@@ -149,7 +152,7 @@ class _MMD(torch.autograd.Function):
             if pairs.order is not None:
                 x, half = x[pairs.order], half[pairs.order]
             small = len(pairs.tiles) == 1 and len(half) ** 2 <= SMALL
-            value, grad = (_small if small else _walk)(x, half, pairs, k)
+            value, grad = _small(x, half, pairs, k) if small else _walk(x, half, pairs, k, with_grad)
             if with_grad:
                 if pairs.order is not None:
                     grad = x.new_zeros(shape).index_copy_(0, pairs.order, grad)
