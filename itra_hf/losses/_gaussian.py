@@ -17,7 +17,6 @@ in the forward pass, so backward only scales it, and nothing N x N is ever held.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
@@ -42,14 +41,14 @@ def centre_and_scale(z: Tensor, bandwidth: float | None, widest: float = 1.0) ->
     z -= mean
     half = torch.linalg.vector_norm(z, dim=1).square_().mul_(-0.5)  # holds no N x d square
     if bandwidth is not None:
-        c = z.new_tensor(math.sqrt(2.0 / (widest * bandwidth)))
+        square = z.new_tensor(2.0 / (widest * bandwidth))
     else:
         info = torch.finfo(z.dtype)
-        scatter = half.sum() * -2.0
-        noise = (scatter + rows * mean.dot(mean)) * ((COLLAPSE * info.eps) ** 2)
-        pairs = max(rows - 1, 1) / widest
-        c = torch.where(scatter > noise.clamp_(min=info.tiny), (pairs / scatter).sqrt_(), 0.0)
-    return z.mul_(c), half.mul_(c * c), c
+        scatter = half.sum().mul_(-2.0)
+        noise = mean.dot(mean).mul_(rows * (COLLAPSE * info.eps) ** 2).clamp_(min=info.tiny)
+        square = (max(rows - 1, 1) / widest / scatter).masked_fill_(scatter <= noise, 0.0)
+    c = square.sqrt()
+    return z.mul_(c), half.mul_(square), c
 
 
 def exponent(x: Tensor, half: Tensor, i: slice, j: slice, out: Tensor) -> Tensor:

@@ -110,11 +110,10 @@ def side_weights(source: Tensor, target: Tensor, unbiased: bool) -> tuple[Tensor
     """Return (weight, correction) of all rows: 1/n, -1/m; zero where the estimate is undefined."""
     n, m = len(source), len(target)
     defined = min(n, m) >= (2 if unbiased else 1)
-    weight = source.new_zeros(n + m, dtype=compute_dtype(source, target))
-    if not defined:
-        return weight, None
-    weight[:n], weight[n:] = 1 / n, -1 / m
-    if not unbiased:
+    weight = source.new_full((n + m,), 1 / n if defined else 0.0, dtype=compute_dtype(source, target))
+    if defined:
+        weight[n:] = -1 / m
+    if not (unbiased and defined):
         return weight, None
     correction = torch.empty_like(weight)
     correction[:n], correction[n:] = n / (n - 1), m / (m - 1)
