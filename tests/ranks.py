@@ -18,7 +18,7 @@ from transformers import Trainer, default_data_collator
 
 from itra_hf import ITRATrainer
 from itra_hf.diagnostics import Compactness, ITRADiagnosticsCallback
-from itra_hf.distributed import RanksDisagreeError, gather_batches
+from itra_hf.distributed import BatchGatherer, RanksDisagreeError
 from itra_hf.losses import class_conditional_mmd
 
 ROWS_PER_STEP = 16
@@ -175,17 +175,18 @@ def collectives(folder: Path, world_size: int) -> None:
 
 
 def gather(folder: Path, world_size: int) -> None:
-    """Rows of unequal number on the ranks, and the gradient at this rank's rows."""
+    """Rows of unequal number on the ranks, then more on one of them, and the gradient at this rank's rows."""
     rank = distributed.get_rank()
-    mine = (torch.arange(6.0).view(3, 2) if rank == 0 else 10 + torch.arange(2.0).view(1, 2)).requires_grad_()
-    rows, labels = zip(*gather_batches(mine, torch.tensor([[rank, 1 - rank]]).repeat(len(mine), 1)), strict=True)
-    (torch.cat(rows).square().sum() / 2).backward()
+    gatherer, kept = BatchGatherer(), []
+    for count in ((3, 1), (3, 5), (1, 0)):
+        mine = (10.0 * rank + torch.arange(3.0 * count[rank]).view(-1, 3)).requires_grad_()
+        rows, labels = zip(*gatherer.gather(mine, torch.tensor([[rank, 1 - rank]]).repeat(len(mine), 1)), strict=True)
+        (torch.cat(rows).square().sum() / 2).backward()
+        kept.append({"rows": [part.detach() for part in rows], "labels": labels, "grad": mine.grad})
     try:
-        gather_batches(mine, None if rank else torch.zeros(3, dtype=torch.bool))
+        gatherer.gather(mine, None if rank else torch.zeros(1, dtype=torch.bool))
     except RanksDisagreeError as error:
-        message = str(error)
-    clones = {"rows": [part.detach().clone() for part in rows], "labels": [part.clone() for part in labels]}
-    torch.save(clones | {"grad": mine.grad, "error": message}, folder / f"gather-{world_size}-{rank}.pt")
+        torch.save([*kept, str(error)], folder / f"gather-{world_size}-{rank}.pt")
 
 
 def metric(folder: Path, world_size: int) -> None:

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from itra_hf import ClassPairedSampler
 from itra_hf.diagnostics import compactness
-from itra_hf.distributed import gather_batches, sum_over_ranks
+from itra_hf.distributed import BatchGatherer, sum_over_ranks
 
 LEARNT = {"learnable": True, "learning_rate": 1.0, "max_steps": 15}  # far enough for the cap to open wide
 ACCUMULATED = {"rows_per_step": 8, "gradient_accumulation_steps": 2}
@@ -165,10 +165,12 @@ def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results
     assert trainer["backward"]
     assert ours["backward"] == whole["backward"] == trainer["backward"]
     assert trainer["forward"] == []
-    gathers = ["c10d::allgather_", "c10d::allgather_", "c10d::allreduce_"]  # sizes, features with labels, cap
-    kinds = ["c10d::allgather_"]  # in the first step alone: do the ranks' labels agree?
-    assert ours["forward"] == kinds + 4 * gathers
-    assert whole["forward"] == kinds + 2 * gathers  # once in an optimizer step of two micro-batches
+    first = [
+        "c10d::allgather_"
+    ] * 2  # in the first step alone: do the ranks' labels agree, and how many rows have they?
+    each = ["c10d::allgather_", "c10d::allreduce_"]  # features with labels; norms and progress for the cap
+    assert ours["forward"] == first + 4 * each
+    assert whole["forward"] == first + 2 * each  # once in an optimizer step of two micro-batches
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -212,13 +214,14 @@ def test_a_sharded_run_resumed_ends_in_the_same_bits(results):
 
 
 def test_unequal_row_counts_are_gathered_with_the_gradient_times_the_ranks(results):
-    first, second = results("gather", 2, 0), results("gather", 2, 1)
-    rows = [torch.arange(6.0).view(3, 2), 10 + torch.arange(2.0).view(1, 2)]
-    for rank, result in enumerate((first, second)):
-        assert [torch.equal(*pair) for pair in zip(result["rows"], rows, strict=True)] == [True, True]
-        assert [labels.tolist() for labels in result["labels"]] == [[[0, 1]] * 3, [[1, 0]]]
-        assert torch.equal(result["grad"], 2 * rows[rank])
-        assert "rank 0: 8 and 1, rank 1: 8 and -1" in result["error"]
+    for rank in (0, 1):
+        *steps, error = results("gather", 2, rank)
+        for result, counts in zip(steps, [(3, 1), (3, 5), (1, 0)], strict=True):
+            rows = [10.0 * rank + torch.arange(3.0 * count).view(-1, 3) for rank, count in enumerate(counts)]
+            assert [torch.equal(*pair) for pair in zip(result["rows"], rows, strict=True)] == [True, True]
+            assert [labels.tolist() for labels in result["labels"]] == [[[0, 1]] * counts[0], [[1, 0]] * counts[1]]
+            assert torch.equal(result["grad"], 2 * rows[rank])
+        assert "rank 0: 12 and 1, rank 1: 12 and -1" in error
 
 
 def test_diagnostics_measure_on_two_ranks_what_they_do_on_one(results):
@@ -253,5 +256,5 @@ def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
 
 def test_one_process_gathers_nothing():
     rows = torch.ones(2, 2)
-    assert gather_batches(rows, None)[0][0] is rows
+    assert BatchGatherer().gather(rows, None)[0][0] is rows
     assert sum_over_ranks(rows) is rows
