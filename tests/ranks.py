@@ -97,14 +97,6 @@ def make_rows(kind: str, changes: dict) -> Any:
     return Stream(rows) if changes.pop("stream", False) else rows
 
 
-def guessed(model: nn.Module, rows: list[dict]) -> list[dict]:
-    """The rows, all but six with the labels that the model would give them, so that the cap is open from the start."""
-    with torch.no_grad():
-        batch = default_data_collator(rows)
-        labels = copy.deepcopy(model).eval()(**batch)["logits"].argmax(1).tolist()
-    return rows[:6] + [row | {"labels": label} for row, label in zip(rows[6:], labels[6:], strict=True)]
-
-
 def train(trainer: Trainer, may_fail: bool) -> str | None:
     """The error, where one is expected."""
     try:
@@ -125,7 +117,7 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
         changes |= {"save_strategy": "steps", "save_steps": resume_at}
     may_fail, rows, collator = "unlabelled" in changes, make_rows(kind, changes), Collator()
     if changes.pop("guessed", False):
-        rows = guessed(model, rows)
+        rows = tiny.guessed(model, rows)
     keywords = {"data_collator": collator, "matching_loss": MATCHING_LOSSES.get(changes.pop("loss", None))}
     measures = changes.pop("measures", None)
     if measures:
