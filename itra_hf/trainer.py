@@ -142,13 +142,13 @@ class ITRATrainer(SavingTrainer):
         """
         return class_column(train_dataset, self._network)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer.train` does; the hook on the head is gone afterwards, also after an exception.
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; the hook on the head is gone afterwards, also after an exception.
 
-        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        A batch that does not fit the memory begins it anew under `auto_find_batch_size`.
         """
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super()._inner_training_loop(*args, **kwargs)
         finally:
             if self._matching is not None:
                 self._matching.features.detach()
