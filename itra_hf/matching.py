@@ -26,6 +26,11 @@ LOGGED = ("task_loss", "matching_loss", "matching_weight")
 AUTO: dict[str | None, str] = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
 
 
+def choose_form(args: MatchingArguments, kind: LabelKind | None) -> str | None:
+    """The form that `matching` names; for `"auto"` the one that fits labels of a kind, None where none does."""
+    return AUTO.get(kind) if args.matching == "auto" else args.matching
+
+
 def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> MatchingLoss | None:
     """The matching loss for labels of a kind, with the kernel's options filled in.
 
@@ -39,11 +44,9 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     Raises:
         ValueError: where the form that was asked for does not fit the labels.
     """
-    form: str = args.matching
-    if form == "auto":
-        if kind not in AUTO:
-            return None
-        form = AUTO[kind]
+    form = choose_form(args, kind)
+    if form is None:
+        return None
     if kind is None and form != "marginal":
         raise ValueError(
             f"matching={form!r} needs labels, and the batch holds none under the model's label name; "

@@ -18,7 +18,7 @@ from itra_hf.gradients import cap_measures
 from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
-from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_matching_loss
+from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_form, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.pairing import ClassPairedSampler
 from itra_hf.reader import FeatureReader
@@ -102,6 +102,7 @@ class ITRATrainer(SavingTrainer):
             **({} if optimizer_cls_and_kwargs is None else optimizer),
         )
         self.matching_loss = matching_loss
+        self.matching_form: str | None = None  # that training took, once it has begun
         self._matching: Matching | None = None
         self._cannot_match = False
         self._micro_batches: list[Any] = []
@@ -257,6 +258,7 @@ class ITRATrainer(SavingTrainer):
             except HeadNotFoundError as error:
                 self._refuse(str(error))
                 return None
+            self.matching_form = choose_form(self.matching_args, kind)
             features.attach()
             features.outputs_are_closed = self.is_deepspeed_enabled
             self._matching = Matching(self.matching_args, loss, features, self._network, self.args.device)
