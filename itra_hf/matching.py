@@ -1,7 +1,6 @@
 """The matching of a training run: which loss it takes, what is checked before, and what happens in a step."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
@@ -71,7 +70,16 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         return lambda source, target, source_labels, target_labels: LOSSES[form](source, target, **options)
     if form == "joint":
         options["label_kernel"] = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}[str(kind)]
-    return partial(LOSSES[form], **options)
+
+    def loss(source: Tensor, target: Tensor, source_labels: Tensor | None, target_labels: Tensor | None) -> Tensor:
+        if source_labels is None or target_labels is None:
+            raise ValueError(
+                f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
+                "label, or take matching='marginal'"
+            )
+        return LOSSES[form](source, target, source_labels, target_labels, **options)
+
+    return loss
 
 
 def agree_on_kind(kind: LabelKind | None, device: torch.device) -> None:

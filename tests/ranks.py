@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,8 @@ def make_rows(kind: str, changes: dict) -> Any:
         rows = [row | {"labels": int(row["x"][:3].argmax())} for row in rows]
     if changes.pop("one_class_per_rank", False):  # in sequential order rank 0 gets the first half of each global batch
         rows = [row | {"x": row["x"] + i % 16 // 8, "labels": i % 16 // 8} for i, row in enumerate(rows)]
+    for row in changes.pop("not_a_number", []):
+        rows[row]["x"] = torch.full((4,), math.nan)
     for row in changes.pop("unlabelled", []):
         del rows[row]["labels"]
     if changes.pop("seen", False):

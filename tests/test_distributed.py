@@ -60,7 +60,12 @@ UNLABELLED = {"model": "unsupervised", "train_sampling_strategy": "sequential"}
 ERRORS = {
     "first_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(8, 16)]},
     "later_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(24, 32)]},
+    "micro_batch_of_one_rank_unlabelled": UNLABELLED
+    | ACCUMULATED
+    | {"unlabelled": [*range(12, 16)], "matching_scope": "optimizer_step"},
 }
+NOT_A_NUMBER = {"not_a_number": [24], "train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
+DIVERGED = {"diverged": NOT_A_NUMBER | {"max_steps": 3}}
 MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 10, "learning_rate": 0.2} | ACCUMULATED
 WHOLE = {"micro_batch": MICRO_BATCH, "step": MICRO_BATCH | {"matching_scope": "optimizer_step"}}
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
@@ -103,7 +108,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
     two_ranks = SCENARIOS | LOCAL | PADDED | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS
-    launch(folder, 2, two_ranks | CHECKS)
+    launch(folder, 2, two_ranks | DIVERGED | CHECKS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
@@ -156,12 +161,21 @@ def test_an_uneven_stream_ends_on_all_ranks_with_every_row_seen(results, name):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_batch_without_labels_on_one_rank_is_an_error_on_all(results, rank):
-    first, later = (results(name, 2, rank)["error"] for name in ERRORS)
+    first, later, micro_batch = (results(name, 2, rank)["error"] for name in ERRORS)
     assert first.startswith("RanksDisagreeError")
     assert "rank 0: classes, rank 1: no labels" in first
     assert "give every row its label" in first
     assert later.startswith("RanksDisagreeError")
     assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in later
+    assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in micro_batch
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_row_that_is_no_number_on_one_rank_shows_in_the_log_of_all(results, rank):
+    result = results("diverged", 2, rank)
+    assert result["steps"] == 3
+    for key in ("loss", "task_loss", "matching_loss"):
+        assert [math.isnan(log[key]) for log in result["log"][:-1]] == [False, True, True], key
 
 
 def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results):
