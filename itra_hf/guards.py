@@ -1,8 +1,8 @@
 """The guards against collapse: the ramp of the weight, the cap on its gradient, and a watch on the features.
 
-A matching loss is easiest to please by shrinking all features, and under Adam a gradient that points the same way in
-every step counts for more than its norm says. Before the task is learned, shrinking costs it little; so the cap opens
-as the model learns.
+A matching loss pulls rows together against a bandwidth that follows them: features that have shrunk are pulled on as
+before, and nothing in the loss ends it. Under Adam a gradient that points the same way in every step counts for more
+than its norm says. Before the task is learned, shrinking costs it little; so the cap opens as the model learns.
 """
 
 import torch
