@@ -47,7 +47,7 @@ class MatchingArguments:
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
     )
     matching_max_grad_ratio: float | None = field(
-        default=1.0,
+        default=5.0,
         metadata=_help(
             "Cap on the norm of the matching's feature gradient, relative to the task's, once the task is learned; "
             "'inf' switches it off."
@@ -136,8 +136,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 1.0, times how far the model has learned its classes: the mean probability it gives to the
-            right one, from 0 at chance to 1. `None` (on a command line: `inf`) switches the cap off.
+            task's, default 5.0, once the model has learned its classes. Before, the cap is tighter, in proportion to
+            the odds of the right class: a quarter of the task's gradient at a mean probability of one half above
+            chance (and always that where labels are no classes). `None` (on a command line: `inf`) switches it off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, default 5.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
-from itra_hf.distributed import RanksDisagreeError, gather_batches, gather_numbers, sum_over_ranks
+from itra_hf.distributed import BatchGatherer, RanksDisagreeError, gather_numbers, sum_over_ranks
 from itra_hf.guards import CollapseWatch, capped_weight
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
 from itra_hf.losses import LOSSES
@@ -103,14 +103,14 @@ class Matching:
         device: torch.device,
     ) -> None:
         self.args, self.loss, self.features, self.model, self.device = args, loss, features, model, device
-        self._watch = CollapseWatch()
+        self._gatherer, self._watch = BatchGatherer(), CollapseWatch()
         self._warned = False
         self._sums = torch.zeros(4, device=device)
 
     def match(self, rows: Tensor, labels: Tensor | None) -> Tensor:
         """The matching loss of a batch, `[rows, d]`, or of the batches of all ranks."""
         self._watch.update(rows)
-        batches = gather_batches(rows, labels) if self.args.gather_features else [(rows, labels)]
+        batches = self._gatherer.gather(rows, labels) if self.args.gather_features else [(rows, labels)]
         source, target = _join([rows for rows, _ in batches])
         own, other = (None, None) if labels is None else _join([cast(Tensor, labels) for _, labels in batches])
         loss = self.loss(source, target, own, other)
