@@ -1,7 +1,6 @@
 """The matching of a training run: which loss it takes, what is checked before, and what happens in a step."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
@@ -26,6 +25,11 @@ LOGGED = ("task_loss", "matching_loss", "matching_weight")
 AUTO: dict[str | None, str] = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
 
 
+def choose_form(args: MatchingArguments, kind: LabelKind | None) -> str | None:
+    """The form that `matching` names; for `"auto"` the one that fits labels of a kind, None where none does."""
+    return AUTO.get(kind) if args.matching == "auto" else args.matching
+
+
 def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> MatchingLoss | None:
     """The matching loss for labels of a kind, with the kernel's options filled in.
 
@@ -39,11 +43,9 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     Raises:
         ValueError: where the form that was asked for does not fit the labels.
     """
-    form: str = args.matching
-    if form == "auto":
-        if kind not in AUTO:
-            return None
-        form = AUTO[kind]
+    form = choose_form(args, kind)
+    if form is None:
+        return None
     if kind is None and form != "marginal":
         raise ValueError(
             f"matching={form!r} needs labels, and the batch holds none under the model's label name; "
@@ -68,7 +70,16 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         return lambda source, target, source_labels, target_labels: LOSSES[form](source, target, **options)
     if form == "joint":
         options["label_kernel"] = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}[str(kind)]
-    return partial(LOSSES[form], **options)
+
+    def loss(source: Tensor, target: Tensor, source_labels: Tensor | None, target_labels: Tensor | None) -> Tensor:
+        if source_labels is None or target_labels is None:
+            raise ValueError(
+                f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
+                "label, or take matching='marginal'"
+            )
+        return LOSSES[form](source, target, source_labels, target_labels, **options)
+
+    return loss
 
 
 def agree_on_kind(kind: LabelKind | None, device: torch.device) -> None:

@@ -60,8 +60,13 @@ UNLABELLED = {"model": "unsupervised", "train_sampling_strategy": "sequential"}
 ERRORS = {
     "first_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(8, 16)]},
     "later_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(24, 32)]},
+    "micro_batch_of_one_rank_unlabelled": UNLABELLED
+    | ACCUMULATED
+    | {"unlabelled": [*range(12, 16)], "matching_scope": "optimizer_step"},
 }
-MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 5, "rows_per_step": 8, "gradient_accumulation_steps": 2}
+NOT_A_NUMBER = {"not_a_number": [24], "train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
+DIVERGED = {"diverged": NOT_A_NUMBER | {"max_steps": 3}}
+MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 10, "learning_rate": 0.2} | ACCUMULATED
 WHOLE = {"micro_batch": MICRO_BATCH, "step": MICRO_BATCH | {"matching_scope": "optimizer_step"}}
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
 SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}
@@ -103,19 +108,24 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
     two_ranks = SCENARIOS | LOCAL | PADDED | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS
-    launch(folder, 2, two_ranks | CHECKS)
+    launch(folder, 2, two_ranks | DIVERGED | CHECKS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
+
+
+def assert_equal_runs(ours, theirs, *also_logged):
+    """The same weights to 1e-6 in float32, and what a step logs to 1e-5."""
+    assert (ours["weights"] - theirs["weights"]).norm() < 1e-6 * theirs["weights"].norm()
+    for mine, other in zip(ours["log"][:-1], theirs["log"][:-1], strict=True):
+        for key in ("task_loss", "matching_loss", "matching_weight", "loss", *also_logged):
+            assert mine[key] == pytest.approx(other[key], rel=1e-5), key
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL])
 def test_two_ranks_equal_one_process_with_the_same_global_batch(results, name):
     one, two = results(name, 1), results(name, 2)
     assert (one["weights"] - one["start"]).norm() > 0.5 * one["start"].norm()
-    assert (two["weights"] - one["weights"]).norm() < 1e-6 * one["weights"].norm()
-    for ours, theirs in zip(two["log"][:-1], one["log"][:-1], strict=True):
-        for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
     assert one["log"][-2]["matching_weight"] * one["log"][-2]["matching_loss"] > 0.01  # it counts
+    assert_equal_runs(two, one)
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *PADDED, *UNEVEN])
@@ -151,12 +161,21 @@ def test_an_uneven_stream_ends_on_all_ranks_with_every_row_seen(results, name):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_batch_without_labels_on_one_rank_is_an_error_on_all(results, rank):
-    first, later = (results(name, 2, rank)["error"] for name in ERRORS)
+    first, later, micro_batch = (results(name, 2, rank)["error"] for name in ERRORS)
     assert first.startswith("RanksDisagreeError")
     assert "rank 0: classes, rank 1: no labels" in first
     assert "give every row its label" in first
     assert later.startswith("RanksDisagreeError")
     assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in later
+    assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in micro_batch
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_row_that_is_no_number_on_one_rank_shows_in_the_log_of_all(results, rank):
+    result = results("diverged", 2, rank)
+    assert result["steps"] == 3
+    for key in ("loss", "task_loss", "matching_loss"):
+        assert [math.isnan(log[key]) for log in result["log"][:-1]] == [False, True, True], key
 
 
 def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results):
@@ -184,11 +203,9 @@ def test_fsdp2_has_the_losses_of_ddp(results, name):
     sharded, whole = results(f"sharded_{name}", 2), results(name, 2)
     assert sharded["sharded"]
     assert not whole["sharded"]
-    assert 0 < whole["log"][-2]["matching_weight"] < 2  # the cap is at work
-    for ours, theirs in zip(sharded["log"][:-1], whole["log"][:-1], strict=True):
-        for key in ("task_loss", "matching_loss", "matching_weight", "loss", "grad_norm"):
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
-    torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
+    assert 0.01 < whole["log"][-2]["matching_weight"] < 2  # the cap is at work, and open
+    assert (whole["weights"] - whole["start"]).norm() > 0.05 * whole["start"].norm()
+    assert_equal_runs(sharded, whole, "grad_norm")
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
@@ -199,10 +216,7 @@ def test_deepspeed_zero2_has_the_losses_of_ddp(tmp_path, monkeypatch):
     for name in WHOLE:
         zero2, ddp = (torch.load(tmp_path / f"{run}-2-0.pt", weights_only=False) for run in (f"zero2_{name}", name))
         assert zero2["engine"] == "DeepSpeedEngine"
-        for ours, theirs in zip(zero2["log"][:-1], ddp["log"][:-1], strict=True):
-            for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
-                assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-7), key
-        torch.testing.assert_close(zero2["weights"], ddp["weights"], rtol=1e-4, atol=1e-5)
+        assert_equal_runs(zero2, ddp)
 
 
 @pytest.mark.skipif(
@@ -245,7 +259,7 @@ def test_diagnostics_on_two_ranks_change_no_bit_of_the_training(results):
         assert torch.equal(measured["weights"], unmeasured["weights"])
     sharded, unmeasured = results("sharded_measured", 2), results("sharded_micro_batch", 2)
     assert torch.equal(sharded["weights"], unmeasured["weights"])
-    assert [entry["step"] for entry in sharded["log"] if "eval_scatter_ratio" in entry] == [0, 2, 4, 5]
+    assert [entry["step"] for entry in sharded["log"] if "eval_scatter_ratio" in entry] == [0, 2, 4, 6, 8, 10]
 
 
 def test_the_metric_of_two_ranks_is_that_of_all_rows(results):

@@ -269,31 +269,6 @@ def test_the_cap_bounds_the_matchings_gradient_at_the_features(tmp_path, model, 
     assert run.state.log_history[0]["matching_weight"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "scope", [{}, {"matching_scope": "optimizer_step", "gradient_accumulation_steps": 2}], ids=["micro_batch", "step"]
-)
-def test_the_cap_does_not_move_with_the_gradient_scaler(tmp_path, scope):
-    class Scaler:
-        def scale(self, loss):
-            return loss * 1024.0
-
-    class Scaled(ITRATrainer):
-        def compute_loss(self, *args, **kwargs):
-            self.accelerator.scaler = Scaler()
-            try:
-                return super().compute_loss(*args, **kwargs)
-            finally:
-                self.accelerator.scaler = None
-
-    applied = []
-    for cls in (ITRATrainer, Scaled):
-        torch.manual_seed(0)
-        run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), cls, matching_weight=50.0, **scope)
-        run.train()
-        applied.append(logs_of(run, "matching_weight"))
-    assert applied[0] == pytest.approx(applied[1], rel=1e-5)
-
-
 def eurobert():
     tiny.needs_transformers("5.3", "it has no EuroBERT")
     return tiny_model("eurobert", "EuroBertForSequenceClassification", num_labels=tiny.NUM_LABELS)
