@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -196,6 +197,33 @@ def test_a_whole_optimizer_step_is_matched_as_one_batch(tmp_path, model_class, c
     assert_equal_gradients(ours, expected)
     for key in ("loss", "task_loss", "matching_loss", "matching_weight"):
         assert run.state.log_history[0][key] == pytest.approx(one.state.log_history[0][key], rel=1e-4), key
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 8, 4)], ids=["short window", "short batch"])
+@pytest.mark.parametrize("scope", ["micro_batch", "optimizer_step"])
+@pytest.mark.parametrize("model_class", [tiny.Mlp, tiny.CountingMlp])
+def test_the_matching_is_added_to_trainers_gradient_in_a_short_last_window(tmp_path, model_class, scope, sizes):
+    """With label smoothing, too: the task's gradient is that of the same run without matching."""
+    torch.manual_seed(0)
+    model, rows = model_class(), tiny.vectors(sum(sizes))
+    model.config = SimpleNamespace(num_labels=tiny.NUM_LABELS)  # Trainer looks for one to smooth labels
+    accumulated = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 3}  # the epoch ends before
+
+    def gradient(part, **changes):
+        smoothed = sequential(None) | {"label_smoothing_factor": 0.2} | changes
+        return one_step(tmp_path, copy.deepcopy(model), part, **smoothed)[0]
+
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    parts = [rows[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    parts = parts if scope == "micro_batch" else [rows]
+    matched, alone = ([gradient(part, matching=form) for part in parts] for form in ("class_conditional", "none"))
+    task = gradient(rows, matching="none", **accumulated)
+    expected = {
+        name: task[name] + torch.stack([a[name] - b[name] for a, b in zip(matched, alone, strict=True)]).mean(0)
+        for name in task
+    }
+    assert_equal_gradients(gradient(rows, matching_scope=scope, **accumulated), expected)
+    assert max((expected[name] - task[name]).abs().max() for name in task) > 0.01
 
 
 def sequential(cap):

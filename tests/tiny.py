@@ -78,7 +78,7 @@ class CountingMlp(Mlp):
 
     def forward(self, x: Tensor, labels: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
         outputs = super().forward(x, labels)
-        if kwargs.get("num_items_in_batch") is not None:
+        if "loss" in outputs and kwargs.get("num_items_in_batch") is not None:
             outputs["loss"] = outputs["loss"] * len(x) / kwargs["num_items_in_batch"]
         return outputs
 
