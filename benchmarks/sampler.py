@@ -2,9 +2,12 @@
 
     python benchmarks/sampler.py
 
-Prints the table and writes it to docs/performance-sampler.md. Times are CPU time of the process.
+Prints the table and writes it to docs/performance-sampler.md. Times are CPU time of the process; memory is how far the
+resident memory of a forked process rises at its highest, beside the bytes of an int64 array of all rows.
 """
 
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -24,18 +27,36 @@ def seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def peak_arrays(sampler: ClassPairedSampler) -> float:
+    """The most memory that an order takes, in int64 arrays of its length."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def order() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sampler.order()
+        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    process = multiprocessing.get_context("fork").Process(target=order)
+    process.start()
+    kilobytes = receiver.recv()
+    process.join()
+    return float(kilobytes * 1024 / (8 * len(sampler)))
+
+
 def measure(rows: int, classes: int) -> str:
     """A row of the table."""
     sampler = ClassPairedSampler(torch.randint(classes, (rows,)))
     times = [(seconds(lambda: torch.randperm(rows)), seconds(sampler.order)) for _ in range(ROUNDS)]
     plain, paired = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(ours / theirs for theirs, ours in times)
-    return f"| {rows:,} | {classes:,} | {plain:.4f} s | {paired:.4f} s | {ratio:.2f} |"
+    memory = f"{peak_arrays(sampler):.2f}" if rows >= 10_000_000 else ""  # below, a process's other pages count
+    return f"| {rows:,} | {classes:,} | {plain:.4f} s | {paired:.4f} s | {ratio:.2f} | {memory} |"
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    lines = ["| rows | classes | torch.randperm | ClassPairedSampler | ratio |", "|---|---|---|---|---|"]
+    lines = ["| rows | classes | torch.randperm | ClassPairedSampler | ratio | peak memory, int64 arrays |"]
+    lines.append("|---|---|---|---|---|---|")
     lines += [measure(*setting) for setting in SETTINGS]
     text = f"Medians of {ROUNDS} rounds, torch {torch.__version__}, one thread. `python benchmarks/sampler.py`\n\n"
     text += "\n".join(lines)

@@ -47,7 +47,7 @@ Every option of transformers.TrainingArguments works too, such as --output_dir, 
 class TrainArguments:
     """What `train` does beside training."""
 
-    report: bool = field(default=False, metadata={"help": "Write report.html, too; needs itra_hf[report]."})
+    report: bool = field(default=False, metadata={"help": "Write report.html, too; needs matplotlib and jinja2."})
 
 
 @dataclass

@@ -46,7 +46,7 @@ def compare(
         measures: what `ITRADiagnosticsCallback` measures in runs on classes, for the report.
 
     Returns:
-        The content of `comparison.json`: the runs, the paired differences of every score with their 95 % confidence
+        What `comparison.json` holds, such as the runs, the paired differences of every score with their 95 % confidence
         interval (Student's t over seeds), the verdict on `metric_for_best_model` (by default accuracy, else the loss),
         and a sentence that says it.
 

@@ -43,9 +43,9 @@ class ClassPairedSampler(Sampler[int]):
 
     Example:
         >>> labels = [0, 0, 1, 1, 1, 1]
-        >>> order = list(ClassPairedSampler(labels, seed=2))
+        >>> order = list(ClassPairedSampler(labels))
         >>> [(labels[a], labels[b]) for a, b in zip(order[0::2], order[1::2])]
-        [(0, 0), (1, 1), (1, 1)]
+        [(1, 1), (0, 0), (1, 1)]
     """
 
     def __init__(self, labels: Sequence[int] | np.ndarray | Tensor, *, seed: int = 0) -> None:
@@ -58,7 +58,7 @@ class ClassPairedSampler(Sampler[int]):
         names, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         self.seed = seed
         self.epoch = 0
-        self._classes = torch.from_numpy(classes.astype(np.min_scalar_type(-len(names) - 1)))
+        self._classes = classes.astype(np.min_scalar_type(len(names)))
         self._last_of_odd_classes = (counts.cumsum() - 1)[counts % 2 == 1]
         self._couples = np.append(counts // 2, len(self._last_of_odd_classes) // 2)
 
@@ -77,26 +77,41 @@ class ClassPairedSampler(Sampler[int]):
         """The epoch's order of rows, `[n]` int64."""
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(2)
         generator = torch.Generator().manual_seed(int(state.view(np.uint64)[0]) >> 1)
-        small = len(self) < 2**31
-        index, couple = (torch.int32, torch.int64) if small else (torch.int64, torch.complex128)
-
-        shuffled = torch.randperm(len(self), generator=generator, dtype=index)
-        by_class = self._classes.index_select(0, shuffled).sort(stable=True).indices
-        rows = shuffled.index_select(0, by_class)
+        rows = self._shuffled_classes(generator)
         left_over = rows[self._last_of_odd_classes]
-        left_over = left_over[torch.randperm(len(left_over), generator=generator)]
-        rows = torch.cat([torch.from_numpy(np.delete(rows.numpy(), self._last_of_odd_classes)), left_over])
+        left_over = left_over[torch.randperm(len(left_over), generator=generator).numpy()]
+        rows = np.delete(rows, self._last_of_odd_classes)
+        rows = np.append(rows, left_over)
+        couples = rows[: len(rows) // 2 * 2].view("V16")  # two rows in one entry
+        couples[:] = couples.take(self._order_of_couples(generator))
+        return rows
 
-        couples = rows[: len(rows) // 2 * 2].view(couple)  # two rows in one entry
-        order = np.argsort(self._places(generator), kind="stable")  # ties fall alike on every kind of processor
-        rows[: len(rows) // 2 * 2] = couples.index_select(0, torch.from_numpy(order)).view(index)
-        return rows.long().numpy()
+    def _shuffled_classes(self, generator: torch.Generator) -> np.ndarray:
+        """The rows class by class, those of a class in random order, `[n]` int64.
 
-    def _places(self, generator: torch.Generator) -> np.ndarray:
-        """Where in the epoch each couple falls, from 0 to 1: `(k + u) / c` for couple k of c, u uniform."""
+        Sorted are whole numbers without ties (class, random bits, row): fast, and alike on every kind of processor.
+        """
+        row_bits = len(self).bit_length()
+        random_bits = 63 - row_bits - len(self._couples).bit_length()
+        keys: np.ndarray = torch.randint(2**random_bits, (len(self),), generator=generator).numpy()
+        keys += np.left_shift(self._classes, random_bits, dtype=np.int64)
+        keys <<= row_bits
+        keys |= np.arange(len(self))
+        keys.sort()
+        keys &= 2**row_bits - 1
+        return keys
+
+    def _order_of_couples(self, generator: torch.Generator) -> np.ndarray:
+        """The couples by where in the epoch they fall: `(k + u) / c` for couple k of c, u uniform from 0 to 1."""
         couples = self._couples
-        places: np.ndarray = torch.rand(int(couples.sum()), generator=generator).numpy()
-        places += np.arange(len(places), dtype=np.float32)
-        places -= np.repeat((couples.cumsum() - couples).astype(np.float32), couples)
-        places *= np.repeat((1 / np.maximum(couples, 1)).astype(np.float32), couples)
-        return places
+        index = np.arange(couples.sum())
+        places: np.ndarray = torch.rand(len(index), generator=generator, dtype=torch.float64).numpy()
+        places += index
+        places -= np.repeat(couples.cumsum() - couples, couples)
+        places *= np.repeat(2.0**30 / np.maximum(couples, 1), couples)
+        keys = places.astype(np.int64)  # whole numbers without ties again: the place, and the couple
+        keys <<= 32
+        keys |= index
+        keys.sort()
+        keys &= 2**32 - 1
+        return keys

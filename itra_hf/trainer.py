@@ -34,9 +34,10 @@ class ITRATrainer(SavingTrainer):
 
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
-    where h is the input of the classifier and the weight is `matching_weight` after the ramp and the cap. The log
-    holds `task_loss`, `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was
-    applied) beside `loss`. Evaluation, saving and everything else is Trainer's.
+    where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
+    `matching_weight` after the ramp and the cap. The log holds `task_loss`, `matching_loss` (the MMD^2 without its
+    weight) and `matching_weight` (the mean weight that was applied) beside `loss`. Evaluation, saving and everything
+    else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.

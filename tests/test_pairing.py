@@ -55,6 +55,11 @@ def test_epochs_differ_and_repeat():
     assert list(ClassPairedSampler([0, 1] * 20, seed=2)) != first
 
 
+def test_one_order_on_every_machine():
+    order = list(ClassPairedSampler([0, 1, 1] * 5, seed=3))
+    assert order == [2, 14, 12, 6, 4, 5, 8, 13, 1, 10, 7, 11, 3, 9, 0]
+
+
 def test_partners_change_between_epochs():
     sampler = ClassPairedSampler([0] * 20)
     couples = []

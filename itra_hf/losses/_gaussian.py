@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itra_hf.losses._pairs import Pairs
+from itra_hf.losses._pairs import Pairs, tile_rows
 
-SMALL = 4096  # elements of a tile whose cost is that of its operations, not of its bytes
+SMALL = 16384  # elements of a tile whose cost is that of its operations, not of its bytes
 COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 
 
@@ -66,59 +66,69 @@ def _factors(k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
     return factors, factors[1].view(k, 1, 1)
 
 
-def _mixture(e: Tensor, label: Tensor | None, idempotent: bool, weight: Tensor, k: int, slope: Tensor) -> Tensor:
-    """Return l sum_p E^(2^p) times `weight`, and write l sum_p 2^p E^(2^p) to `slope`, p < k.
+def _small(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tensor]:
+    """Return what `_walk` returns, of one small tile, with the fewest operations."""
+    every = pairs.tiles[0][0]
+    e = exponent(x, half, every, every, out=x.new_empty(len(x), len(x)))
+    factors, powers = _factors(k, e.dtype, e.device)
+    kernel_and_slope = factors.mm((powers * e).exp_().view(k, -1)).view(2, *e.shape)
+    label = pairs.label_tile(every, every)
+    if label is not None:
+        kernel_and_slope.mul_(label)
+    kernel, s = kernel_and_slope.mul_(torch.outer(pairs.weight, pairs.weight))
+    s.fill_diagonal_(0.0).diagonal().sub_(s.sum(1))
+    return kernel.sum(), s.mm(x)
 
-    `e` holds the exponent of E and is used up, `label` is l, None for 1; `idempotent` says that l^2 = l.
+
+def _slopes(e: Tensor, label: Tensor | None, left: Tensor, right: Tensor, k: int, slope: Tensor) -> Tensor:
+    """Return sum W sum_p E^(2^p), and turn `e`, the exponent of E, into W sum_p 2^p E^(2^p), p < k.
+
+    W_ij = left_i right_j label_ij, where no label means 1; `slope` is room of the shape of `e`.
     """
-    if e.numel() <= SMALL:  # the fewest operations
-        factors, powers = _factors(k, e.dtype, e.device)
-        sums = factors.mm((powers * e).exp_().view(k, -1)).view(2, *e.shape)
-        if label is not None:
-            sums.mul_(label)
-        slope.copy_(sums[1])
-        return sums[0].mv(weight)
-    e.exp_()  # the fewest bytes
-    if label is not None and idempotent:
-        e.mul_(label)
-        label = None
-    term = e if label is None else e * label
-    slope.copy_(term)
-    product = term.mv(weight)
+    power = torch.exp(e, out=slope)
+    sums = (power if label is None else power * label).mv(right)
     for p in range(1, k):
-        e.mul_(e)
-        if label is not None:
-            torch.mul(e, label, out=term)
-        slope.add_(term, alpha=2.0**p)
-        product.addmv_(term, weight)
-    return product
+        power = torch.mul(power, power, out=e)
+        slope.add_(power, alpha=2.0**p)
+        sums.addmv_(power if label is None else power * label, right)
+    torch.outer(left, right, out=e).mul_(slope)
+    if label is not None:
+        e.mul_(label)
+    return left.dot(sums)
 
 
-def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, grad: Tensor | None) -> Tensor:
-    """Return sum_ij W_ij sum_p E_ij^(2^p); add sum_j S_ij (x_j - x_i) to row i of `grad`."""
-    value, rows = x.new_zeros(()), torch.zeros_like(half)
-    buffers = x.new_empty(2, 0, 0)  # one set for all tiles of a shape: fresh pages cost time
+def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return sum_ij W_ij sum_p E_ij^(2^p), and sum_j S_ij (x_j - x_i) for every row i, or 0 without gradient.
+
+    Large tiles suit the matrix products; for the powers they are cut into strips, which fit a CPU's cache.
+    """
+    value, rows, ones, grad = x.new_zeros(()), torch.zeros_like(half), torch.ones_like(half), torch.zeros_like(x)
+    strip = tile_rows(x.device).square ** 2
+    largest = max(((i.stop - i.start) * (j.stop - j.start) for i, j in pairs.tiles), default=0)
+    room, slope = x.new_empty(largest), x.new_empty(min(largest, strip))  # for all tiles: fresh pages cost time
     for i, j in pairs.tiles:
         shape = (i.stop - i.start, j.stop - j.start)
-        if buffers.shape[1:] != shape:
-            buffers = x.new_empty(2, *shape)
-        (e, slope), left, right = buffers.unbind(), pairs.weight[i], pairs.weight[j]
-        exponent(x, half, i, j, out=e)
-        product = _mixture(e, pairs.label_tile(i, j), pairs.idempotent, right, k, slope)
-        value.add_(left.dot(product), alpha=1.0 if i == j else 2.0)
-        if grad is not None:
-            slope.mul_(torch.outer(left, right, out=e))
-            _add_slopes(slope, x, rows, grad, i, j)
-    return value
+        s = exponent(x, half, i, j, out=room[: shape[0] * shape[1]].view(shape))
+        step = strip // shape[1]
+        for start in range(i.start, i.stop, step):
+            r = slice(start, min(start + step, i.stop))
+            e = s if r == i else s[r.start - i.start : r.stop - i.start]
+            part = _slopes(
+                e, pairs.label_tile(r, j), pairs.weight[r], pairs.weight[j], k, slope[: e.numel()].view_as(e)
+            )
+            value.add_(part, alpha=1.0 if i == j else 2.0)
+        if with_grad:
+            _add_slopes(s, x, rows, ones, grad, i, j)
+    return value, grad
 
 
-def _add_slopes(s: Tensor, x: Tensor, rows: Tensor, grad: Tensor, i: slice, j: slice) -> None:
+def _add_slopes(s: Tensor, x: Tensor, rows: Tensor, ones: Tensor, grad: Tensor, i: slice, j: slice) -> None:
     """Add S x for the tile (i, j) and its mirror to `grad`. `rows` gathers the row sums of S."""
     if i == j:  # the last tile of these rows: their sums go to the diagonal, -sum_j S_ij
-        s.fill_diagonal_(0.0).diagonal().sub_(s.sum(1).add_(rows[i]))
+        s.fill_diagonal_(0.0).diagonal().sub_(rows[i].addmv_(s, ones[j]))
     else:
-        rows[i].add_(s.sum(1))
-        rows[j].add_(s.sum(0))
+        rows[i].addmv_(s, ones[j])
+        rows[j].addmv_(s.T, ones[i])
         grad[j].addmm_(s.T, x[i])
     grad[i].addmm_(s, x[j])
 
@@ -137,17 +147,17 @@ class _MMD(torch.autograd.Function):
         ctx.sizes = len(source), len(target)
         dtype = pairs.weight.dtype
         with torch.autocast(source.device.type, enabled=False):
-            z = torch.cat([source.to(dtype), target.to(dtype)])
-            x, half, c = centre_and_scale(z, bandwidth, 2.0 ** (k // 2))
+            x, half, c = centre_and_scale(torch.cat([source.to(dtype), target.to(dtype)]), bandwidth, 2.0 ** (k // 2))
+            shape = x.shape
             if pairs.order is not None:
                 x, half = x[pairs.order], half[pairs.order]
-            grad = torch.zeros_like(x) if with_grad else None
-            value = _walk(x, half, pairs, k, grad).div_(k)
-            if grad is not None:
+            small = len(pairs.tiles) == 1 and len(half) ** 2 <= SMALL
+            value, grad = _small(x, half, pairs, k) if small else _walk(x, half, pairs, k, with_grad)
+            if with_grad:
                 if pairs.order is not None:
-                    grad = z.zero_().index_copy_(0, pairs.order, grad)
+                    grad = x.new_zeros(shape).index_copy_(0, pairs.order, grad)
                 ctx.save_for_backward(grad, c.mul_(2.0 / k))
-        return value
+        return value.div_(k)
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:

@@ -14,11 +14,11 @@ Tile = tuple[slice, slice]
 
 
 class TileRows(NamedTuple):
-    """Rows of a tile. Up to `alone` rows all pairs make one tile, and no label goes to the host."""
+    """Rows of a tile. Up to `alone` rows all pairs are walked, and no label goes to the host."""
 
     alone: int
     packed: int  # small classes share a tile of so many rows
-    largest: int
+    square: int  # a tile of rows with themselves
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Pairs:
     label_kernel: gives l_ij for a tile; None means 1.
     correction: [R], unbiased form only: n/(n-1) or m/(m-1), which turns the mean over all pairs
         of rows of one side into the mean over the pairs of different rows.
-    delta: whether l_ij, without the correction, is 0 or 1 throughout.
     """
 
     weight: Tensor
@@ -40,12 +39,6 @@ class Pairs:
     order: Tensor | None = None
     label_kernel: Callable[[slice, slice], Tensor] | None = None
     correction: Tensor | None = None
-    delta: bool = False
-
-    @property
-    def idempotent(self) -> bool:
-        """Whether l^2 = l, so that the powers of l E are l times the powers of E."""
-        return self.delta and self.correction is None
 
     def label_tile(self, i: slice, j: slice) -> Tensor | None:
         """Return l for a tile, corrected; None for 1. Two rows are of one side where their weights have one sign."""
@@ -65,14 +58,22 @@ def tile_rows(device: torch.device) -> TileRows:
 
 
 def square(start: int, stop: int, size: int) -> list[Tile]:
-    """Cut rows start..stop into even spans of at most `size`; return the span pairs i <= j.
+    """Return tiles i <= j that hold every pair of the rows start..stop.
 
-    A span meets itself after it has met all others.
+    The first half meets the second half, in tiles of at most 2 `size` rows; then each half is a square of its own,
+    down to `size` rows. So a span meets itself after it has met all others.
     """
-    count = max(-(-(stop - start) // size), 1)
-    step = max(-(-(stop - start) // count), 1)
-    spans = [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
-    return [(i, j) for a, i in enumerate(spans) for j in [*spans[a + 1 :], i]]
+    if stop - start <= size:
+        return [(slice(start, stop), slice(start, stop))] if start < stop else []
+    middle = (start + stop) // 2
+    across = [(i, j) for i in _spans(start, middle, 2 * size) for j in _spans(middle, stop, 2 * size)]
+    return across + square(start, middle, size) + square(middle, stop, size)
+
+
+def _spans(start: int, stop: int, size: int) -> list[slice]:
+    """Cut rows start..stop into even spans of at most `size`."""
+    step = -(-(stop - start) // -(-(stop - start) // size))
+    return [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
 
 
 def class_tiles(ends: list[int], pack: int, size: int) -> list[Tile]:

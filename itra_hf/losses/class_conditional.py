@@ -91,11 +91,11 @@ def _class_pairs(source: Tensor, target: Tensor, label: Tensor, unbiased: bool) 
     classes = shared.sum().clamp_(min=1).to(dtype)
     own = counts[index, side]
     weight = shared[index] * (1 - 2 * side) / (own * classes.sqrt())
-    alone = tile_rows(label.device).alone
-    tiles = square(0, len(label), alone)
-    if len(label) > alone:
+    size = tile_rows(label.device)
+    tiles = square(0, len(label), size.square)
+    if len(label) > size.alone:
         rows = shared[index].nonzero().squeeze(1)
         index, order, own, weight = index[rows], order[rows], own[rows], weight[rows]
         tiles = tiles_by_class(index)
     correction = own / (own - 1).clamp_(min=1) if unbiased else None
-    return Pairs(weight, tiles, order, same_label(index, weight), correction, delta=True)
+    return Pairs(weight, tiles, order, same_label(index, weight), correction)

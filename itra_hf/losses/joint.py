@@ -87,12 +87,12 @@ def joint_mmd(
         )
     weight, correction = side_weights(source, target, unbiased)
     size = tile_rows(label.device)
-    order, tiles = None, square(0, len(label), size.largest)
+    order, tiles = None, square(0, len(label), size.square)
     if kind == "delta" and len(label) > size.alone:
         label, order = label.sort(stable=True)
         weight, correction = weight[order], None if correction is None else correction[order]
         tiles = tiles_by_class(label)
-    pairs = Pairs(weight, tiles, order, _label_kernel(kind, label, weight), correction, kind == "delta")
+    pairs = Pairs(weight, tiles, order, _label_kernel(kind, label, weight), correction)
     return mmd(source, target, pairs, bandwidth, num_bandwidths)
 
 

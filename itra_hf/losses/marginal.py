@@ -56,6 +56,6 @@ def marginal_mmd(
     """
     check(source, target, bandwidth, num_bandwidths)
     weight, correction = side_weights(source, target, unbiased)
-    tiles = square(0, len(weight), tile_rows(weight.device).largest)
+    tiles = square(0, len(weight), tile_rows(weight.device).square)
     pairs = Pairs(weight, tiles, correction=correction)
     return mmd(source, target, pairs, bandwidth, num_bandwidths)
