@@ -1,10 +1,11 @@
 """Time and memory of the matching losses against their peers: python benchmarks/losses.py [--quick]
 
-One process, one thread. The contenders of a size run in turn, in an order that rotates, and each
-round gives one ratio of process CPU time to ours; the tables hold medians over the rounds. Every
-time is forward and backward. A peer that is not installed is reported as such. Before all, a large
-block is given back, as happens in training: from then on the C library keeps what is freed, and no
-contender pays for fresh memory pages in each step.
+One process, one thread. The contenders of a size run in turn, in an order that is shuffled for each
+round, since what ran before leaves the caches full or empty; each round gives one ratio of process CPU
+time to ours, and the tables hold medians over the rounds. Every time is forward and backward. A peer
+that is not installed is reported as such. Before all, a large block is given back, as happens in
+training: from then on the C library keeps what is freed, and no contender pays for fresh memory pages
+in each step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -115,8 +117,9 @@ def compare(runs: dict[str, Run | None], rounds: int, repeats: int) -> dict[str,
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         cpu_time(ready[name], 1)
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
+    order = random.Random(0)  # noqa: S311
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
             times[name].append(cpu_time(ready[name], repeats))
     ours = times[names[0]]
     out: dict[str, Any] = dict.fromkeys(runs, MISSING)

@@ -77,11 +77,21 @@ def test_value_and_gradient_are_those_of_the_formula(
             assert float(error) < grad_tol
 
 
+@pytest.mark.parametrize("form", ["marginal", "delta", "gaussian"])
+def test_more_rows_than_two_of_the_largest_tiles(form: str) -> None:
+    features, labels = make(530, 540, 3, dtype=torch.float64), make_labels(form, 530, 540, 1)
+    got = gradients(loss_of(form), *features, *labels)
+    want = gradients(reference_of(form), *features, *labels)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(5, 4, 3), (66, 70, 1)])
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_gradcheck_at_a_frozen_bandwidth(form: str, unbiased: bool) -> None:
-    features = [z.requires_grad_() for z in make(5, 4, 3, dtype=torch.float64)]
-    labels = make_labels(form, 5, 4, classes=2)
+def test_gradcheck_at_a_frozen_bandwidth(form: str, unbiased: bool, n: int, m: int, d: int) -> None:
+    features = [z.requires_grad_() for z in make(n, m, d, dtype=torch.float64)]
+    labels = make_labels(form, n, m, classes=2)
     assert torch.autograd.gradcheck(
         lambda s, t: loss_of(form)(s, t, *labels, bandwidth=4.0, unbiased=unbiased), features
     )
@@ -99,8 +109,8 @@ def test_the_names() -> None:
 
 batches = st.tuples(
     st.sampled_from(FORMS),
-    st.integers(1, 40),
-    st.integers(1, 40),
+    st.integers(1, 90),  # one small tile up to 128 rows in all, several beyond
+    st.integers(1, 90),
     st.integers(1, 12),
     st.integers(1, 8),
     st.integers(0, 10_000),
@@ -252,12 +262,13 @@ def test_nan_stays_visible(form: str, rows: int, bandwidth: float | None, bad: f
     assert all(bool(g.isnan().any()) for g in grads)
 
 
+@pytest.mark.parametrize("rows", [20, 200])
 @pytest.mark.parametrize("form", FORMS)
-def test_far_rows_and_a_tiny_bandwidth_stay_finite(form: str) -> None:
-    source, target = make(20, 20, 8)
+def test_far_rows_and_a_tiny_bandwidth_stay_finite(form: str, rows: int) -> None:
+    source, target = make(rows, rows, 8)
     source[0] *= 1e4
     for bandwidth in (None, 1e-6, 1e9):
-        labels = make_labels(form, 20, 20)
+        labels = make_labels(form, rows, rows)
         got = gradients(loss_of(form), source, target, *labels, bandwidth=bandwidth)
         assert all(bool(x.isfinite().all()) for x in got)
 
@@ -265,11 +276,12 @@ def test_far_rows_and_a_tiny_bandwidth_stay_finite(form: str) -> None:
 # Precision.
 
 
+@pytest.mark.parametrize("rows", [20, 100])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", FORMS)
-def test_half_precision_is_computed_in_float32(form: str, dtype: torch.dtype) -> None:
-    source, target = (z.to(dtype) for z in make(20, 24, 32))
-    labels = make_labels(form, 20, 24)
+def test_half_precision_is_computed_in_float32(form: str, dtype: torch.dtype, rows: int) -> None:
+    source, target = (z.to(dtype) for z in make(rows, rows + 4, 32))
+    labels = make_labels(form, rows, rows + 4)
     got = gradients(loss_of(form), source, target, *labels)
     want = gradients(loss_of(form), source.float(), target.float(), *labels)
     assert (got[0].dtype, got[1].dtype) == (torch.float32, dtype)
