@@ -65,8 +65,8 @@ weight, `off` means `matching_warmup_ratio=0` and `matching_max_grad_ratio=None`
 
 A run has collapsed where the package warned of it, or where at its end the features of the test set scatter less than a
 thousandth as far as those of Trainer's runs. Its shortfall is by how many points its test accuracy lies below the mean
-of Trainer's runs in the same cell (data, model, optimizer, share of wrong labels). Trainer's own seeds scatter around
-that mean too: its row shows how far, and the rows of ITRA are to be read beside it."""
+of Trainer's runs in the same cell (data, model, optimizer, share of wrong labels); below zero it is a gain. Trainer's
+own seeds scatter around that mean too: its row shows how far, and the rows of ITRA are to be read beside it."""
 
 Run = dict[str, Any]
 
@@ -247,14 +247,15 @@ def verdict(runs: list[Run]) -> str:
 def page(results: list[Run]) -> str:
     """The page of the documentation."""
     judged = judge(results)
-    columns = "runs | collapsed | more than 2 points short | worst shortfall | mean"
-    lines = [f"| guards | weight | {columns} |", "|---" * 7 + "|"]
+    columns = "runs | collapsed | more than 2 points short | worst shortfall | mean shortfall"
+    lines = ["## By weight", "", f"| guards | weight | {columns} |", "|---" * 7 + "|"]
     trainer = [run for run in judged if run["guards"] == "trainer"]
     lines.append(f"| Trainer | | {verdict(trainer)} |")
     for guards, weight in itertools.product(GUARDS, WEIGHTS):
         runs = [run for run in judged if (run["guards"], run["weight"]) == (guards, weight)]
         lines.append(f"| {guards} | {weight:g} | {verdict(runs)} |")
-    lines += ["", f"| data | model | optimizer | wrong labels | guards | {columns} |", "|---" * 10 + "|"]
+    lines += ["", "## By cell, all weights together", ""]
+    lines += [f"| data | model | optimizer | wrong labels | guards | {columns} |", "|---" * 10 + "|"]
     for cell in itertools.product(DATA, MODELS, OPTIMIZERS, WRONG_LABELS):
         for guards in ("trainer", *GUARDS):
             runs = [run for run in judged if key(run, "weight", "seed") == (*cell, guards)]

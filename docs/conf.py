@@ -28,6 +28,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # furo's own underlines every module
 html_title = f"itra_hf {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]

@@ -192,7 +192,7 @@ def collapse() -> Picture:
         axes = figure.subplots()
         for name, watch in runs.items():
             axes.plot(watch.steps, watch.values, label=name)
-        finish(axes, "root mean squared width of the features", log=True)
+        finish(axes, "width of the features (RMS)", log=True)
 
     return Picture("collapse", "", "", "", draw)
 

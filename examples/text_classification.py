@@ -20,7 +20,8 @@ the `--model_name_or_path` of a later run; in your own code load it by
 
 where `base_name` is the model that was fine-tuned.
 
-Without `--do_train`, `--do_eval` or `--do_predict` the script trains and evaluates.
+Without `--do_train`, `--do_eval` or `--do_predict` the script trains and evaluates. Where it does both and there are no
+validation data, it holds out a fifth of the training rows, the same ones for the same `--seed`.
 """
 
 import sys
@@ -71,7 +72,9 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json or jsonl file."})
-    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "The same, to evaluate on; by default a fifth is held out."}
+    )
     test_file: str | None = field(default=None, metadata={"help": "The same, to predict; labels are optional."})
     text_column: str = field(default="text", metadata={"help": "The column that holds the texts."})
     label_column: str = field(default="label", metadata={"help": "The column that holds the classes."})
@@ -180,6 +183,12 @@ def text_and_label(rows: Dataset, data: DataArguments, split: str) -> Dataset:
     return rows.rename_columns({old: new for old, new in columns.items() if old != new and old not in missing})
 
 
+def hold_out(train: Dataset, seed: int) -> dict[str, Dataset]:
+    """Four fifths of the rows to train and one to validate on, every class in its natural share."""
+    parts = train.train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
+    return {"train": parts["train"], "validation": parts["test"]}
+
+
 def choose_rows(train: Dataset, data: DataArguments, seed: int) -> Dataset:
     """The rows to train on, `samples_per_class` of each class and `max_train_samples` in all, drawn by `seed`."""
     order = np.random.default_rng(seed).permutation(len(train))
@@ -258,6 +267,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data"):
         splits = load_splits(data)
+        if args.do_train and args.do_eval and "validation" not in splits:
+            splits |= hold_out(splits["train"], args.seed)
     for wanted, flag, split in ((args.do_eval, "--do_eval", "validation"), (args.do_predict, "--do_predict", "test")):
         if wanted and split not in splits:
             raise ValueError(

@@ -47,7 +47,7 @@ Every option of transformers.TrainingArguments works too, such as --output_dir, 
 class TrainArguments:
     """What `train` does beside training."""
 
-    report: bool = field(default=False, metadata={"help": "Write report.html, too; needs itra_hf[report]."})
+    report: bool = field(default=False, metadata={"help": "Write report.html, too; needs matplotlib and jinja2."})
 
 
 @dataclass
@@ -125,18 +125,8 @@ def train_command(argv: list[str]) -> None:
     task, how, args = prepare("train", argv, TrainArguments)
     if how.report:
         _report_module()
-    if task.kind != "text":
-        args.remove_unused_columns = False
-    trainer = ITRATrainer(
-        task.new_model(),
-        args,
-        data_collator=task.collator,
-        train_dataset=task.train,
-        eval_dataset=task.test,
-        processing_class=task.processor,
-        compute_metrics=task.compute_metrics,
-        callbacks=[] if task.names is None else [ITRADiagnosticsCallback(report=how.report)],
-    )
+    callbacks = [] if task.names is None else [ITRADiagnosticsCallback(report=how.report)]
+    trainer = task.trainer(ITRATrainer, args, callbacks)
     trained = trainer.train(resume_from_checkpoint=_resume_from(args))
     trainer.log_metrics("train", trained.metrics)
     trainer.save_metrics("train", trained.metrics)

@@ -46,7 +46,7 @@ def compare(
         measures: what `ITRADiagnosticsCallback` measures in runs on classes, for the report.
 
     Returns:
-        The content of `comparison.json`: the runs, the paired differences of every score with their 95 % confidence
+        What `comparison.json` holds, such as the runs, the paired differences of every score with their 95 % confidence
         interval (Student's t over seeds), the verdict on `metric_for_best_model` (by default accuracy, else the loss),
         and a sentence that says it.
 
@@ -105,18 +105,8 @@ def _run(
     own = copy.copy(args)
     own.seed, own.output_dir = seed, str(folder / f"{name}-seed-{seed}")
     own.push_to_hub, own.disable_tqdm, own.report_to, own.log_level = False, True, [], "error"
-    own.remove_unused_columns = args.remove_unused_columns and task.kind == "text"
     set_seed(seed)
-    trainer = TRAINERS[name](
-        task.new_model(),
-        own,
-        data_collator=task.collator,
-        train_dataset=task.train,
-        eval_dataset=task.test,
-        processing_class=task.processor,
-        compute_metrics=task.compute_metrics,
-        callbacks=[progress],
-    )
+    trainer = task.trainer(TRAINERS[name], own, [progress])
     trainer.remove_callback(PrinterCallback)
     if task.names is not None:
         trainer.add_callback(ITRADiagnosticsCallback(measures, trainer=trainer))

@@ -47,9 +47,10 @@ class MatchingArguments:
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
     )
     matching_max_grad_ratio: float | None = field(
-        default=1.0,
+        default=5.0,
         metadata=_help(
-            "Cap on the norm of the matching's feature gradient, relative to the task's; 'inf' switches it off."
+            "Cap on the norm of the matching's feature gradient, relative to the task's, once the task is learned; "
+            "'inf' switches it off."
         ),
     )
     pairing: Literal["class", "random"] = field(
@@ -102,6 +103,8 @@ class MatchingArguments:
             raise ValueError(
                 f"matching_max_grad_ratio={self.matching_max_grad_ratio} must be positive; None switches the cap off"
             )
+        if self.matching_max_grad_ratio == float("inf"):  # a command line has no None
+            self.matching_max_grad_ratio = None
         if self.num_bandwidths < 1 or self.num_bandwidths % 2 == 0:
             raise ValueError(f"num_bandwidths={self.num_bandwidths} must be a positive odd number, such as 1 or 5")
         if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
@@ -121,7 +124,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             raise where it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
-            the same classes; `"random"` leaves the order to Trainer.
+            the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
         feature_layer: `"head"` (default) is the input of the classifier; an index takes that hidden state, 0 being the
             embeddings and -1 the last.
         feature_pooling: how a hidden state becomes one row per example: `"first"`, `"last"` or `"mean"` over the
@@ -133,8 +136,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 1.0, times how far the model has learned its classes: the mean probability it gives to the
-            right one, from 0 at chance to 1. `None` (on a command line: `inf`) switches the cap off.
+            task's, default 5.0, once the model has learned its classes. Before, the cap is tighter, in proportion to
+            the odds of the right class: a quarter of the task's gradient at a mean probability of one half above
+            chance (and always that where labels are no classes). `None` (on a command line: `inf`) switches it off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, default 5.

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -17,49 +18,62 @@ def is_distributed() -> bool:
     return distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def gather_batches(rows: Tensor, labels: Tensor | None) -> list[Batch]:
-    """The rows and labels of every rank, in rank order; this rank's rows carry gradient.
+class BatchGatherer:
+    """Gathers the rows and labels of all ranks, step after step, in one collective each.
 
     A loss of the gathered rows is the same on every rank. Its gradient at this rank's rows is multiplied by the
     number of ranks, which the mean over ranks that DDP and FSDP take undoes. So the parameters get the gradient that
-    one process with all rows would give them, and the backward pass does not communicate. The forward pass
-    does twice: a few numbers that tell the sizes, and the rows with their labels.
+    one process with all rows would give them, and the backward pass does not communicate.
 
-    Args:
-        rows: `[n, ...]`; `n` may differ between ranks, the other dimensions may not.
-        labels: `[n, ...]`, or None on all ranks.
-
-    Returns:
-        A pair (rows, labels) for each rank; the arguments themselves where there is only one process.
-
-    Raises:
-        RanksDisagreeError: on all ranks, where their rows or labels differ in kind.
+    Every rank sends its sizes, and its rows in a space that was large enough on all ranks so far. Where they outgrow
+    it somewhere, as in the first step, all ranks see that in the sizes and send once more.
 
     Example:
-        >>> [(rows, labels)] = gather_batches(torch.ones(2, 3), torch.tensor([0, 1]))
+        >>> [(rows, labels)] = BatchGatherer().gather(torch.ones(2, 3), torch.tensor([0, 1]))
         >>> rows.shape, labels
         (torch.Size([2, 3]), tensor([0, 1]))
     """
-    if not is_distributed():
-        return [(rows, labels)]
-    parts = [_as_bytes(part) for part in (rows, labels) if part is not None]
-    sizes = [len(rows), *(part.shape[1] for part in parts), *([-1] if labels is None else [])]
-    all_sizes = gather_numbers(sizes, rows.device)
-    if len({tuple(widths) for _, *widths in all_sizes}) > 1:
-        listed = ", ".join(f"rank {rank}: {a} and {b}" for rank, (_, a, b) in enumerate(all_sizes))
-        raise RanksDisagreeError(
-            "the ranks' batches do not go together; bytes by row of features and of labels (-1: no labels) are "
-            f"{listed}. Give every rank rows of the same kind, or set gather_features=False"
-        )
-    counts = [count for count, *_ in all_sizes]
-    payload = torch.cat(parts, 1)
-    padded = payload.new_zeros(max(counts), payload.shape[1])
-    padded[: len(payload)] = payload
-    gathered = [torch.empty_like(padded) for _ in counts]
-    distributed.all_gather(gathered, padded)
-    batches = [_from_bytes(part[:count], rows, labels) for part, count in zip(gathered, counts, strict=True)]
-    batches[distributed.get_rank()] = (_TimesRanks.apply(rows), labels)
-    return batches
+
+    def __init__(self) -> None:
+        self._space = 0  # bytes, the same on all ranks
+
+    def gather(self, rows: Tensor, labels: Tensor | None) -> list[Batch]:
+        """The rows and labels of every rank, in rank order; this rank's rows carry gradient.
+
+        Args:
+            rows: `[n, ...]`; `n` may differ between ranks, the other dimensions may not.
+            labels: `[n, ...]`, or None on all ranks.
+
+        Returns:
+            A pair (rows, labels) for each rank; the arguments themselves where there is only one process.
+
+        Raises:
+            RanksDisagreeError: on all ranks, where their rows or labels differ in kind.
+        """
+        if not is_distributed():
+            return [(rows, labels)]
+        parts = [_as_bytes(part) for part in (rows, labels) if part is not None]
+        widths = [part.shape[1] for part in parts]
+        all_sizes, bodies = self._exchange([len(rows), *widths, -1][:3], torch.cat(parts, 1).flatten())
+        _check_widths(all_sizes)
+        counts, width = [count for count, *_ in all_sizes], sum(widths)
+        if max(counts) * width > self._space:
+            self._space = max(counts) * width
+            return self.gather(rows, labels)
+        parts = [body[: count * width].view(count, width) for body, count in zip(bodies, counts, strict=True)]
+        batches = [_from_bytes(part, rows, labels) for part in parts]
+        batches[distributed.get_rank()] = (_TimesRanks.apply(rows), labels)
+        return batches
+
+    def _exchange(self, sizes: list[int], payload: Tensor) -> tuple[list[list[int]], list[Tensor]]:
+        """The sizes of every rank, and its payload where there was space for it on all of them."""
+        header = torch.tensor(sizes, device=payload.device).view(torch.uint8)
+        sent = payload if len(payload) <= self._space else payload[:0]
+        message = functional.pad(torch.cat([header, sent]), (0, self._space - len(sent)))
+        gathered = [torch.empty_like(message) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, message)
+        headers = torch.stack([part[: len(header)] for part in gathered])
+        return headers.view(torch.int64).tolist(), [part[len(header) :] for part in gathered]
 
 
 def gather_numbers(numbers: list[int], device: torch.device) -> list[list[int]]:
@@ -80,6 +94,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def _check_widths(all_sizes: list[list[int]]) -> None:
+    """Raise, on every rank, where the widths of rows and labels differ between ranks."""
+    if len({tuple(widths) for _, *widths in all_sizes}) > 1:
+        listed = ", ".join(f"rank {rank}: {a} and {b}" for rank, (_, a, b) in enumerate(all_sizes))
+        raise RanksDisagreeError(
+            "the ranks' batches do not go together; bytes by row of features and of labels (-1: no labels) are "
+            f"{listed}. Give every rank rows of the same kind, or set gather_features=False"
+        )
+
+
 def _as_bytes(part: Tensor) -> Tensor:
     """Any tensor with rows as bytes, `[n, bytes]`."""
     return part.detach().reshape(len(part), part.shape[1:].numel()).contiguous().view(torch.uint8)
@@ -90,7 +114,7 @@ def _from_bytes(part: Tensor, rows: Tensor, labels: Tensor | None) -> Batch:
     likes = [like for like in (rows, labels) if like is not None]
     widths = [like.shape[1:].numel() * like.element_size() for like in likes]
     tensors: list[Tensor | None] = [
-        data.contiguous().view(like.dtype).reshape(len(part), *like.shape[1:])
+        data.clone(memory_format=torch.contiguous_format).view(like.dtype).reshape(len(part), *like.shape[1:])
         for data, like in zip(part.split(widths, 1), likes, strict=True)
     ]
     return cast(Tensor, tensors[0]), [*tensors, None][1]

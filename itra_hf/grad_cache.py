@@ -109,7 +109,8 @@ def cache_gradients(
 
     rows = torch.cat(features)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32)).requires_grad_()
-    matching_loss = matching.match(rows, torch.cat(all_labels) if all_labels else None)
+    labelled = len(all_labels) == len(features)
+    matching_loss = matching.match(rows, torch.cat(all_labels) if labelled else None)
     gradient = _gradient(matching_loss, rows)
 
     def measure() -> Tensor:

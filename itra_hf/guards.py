@@ -1,12 +1,14 @@
 """The guards against collapse: the ramp of the weight, the cap on its gradient, and a watch on the features.
 
-A matching loss is easiest to please by shrinking all features, and under Adam a gradient that points the same way in
-every step counts for more than its norm says. Before the task is learned, shrinking costs it little; so the cap opens
-as the model learns.
+A matching loss pulls rows together against a bandwidth that follows them: features that have shrunk are pulled on as
+before, and nothing in the loss ends it. Under Adam a gradient that points the same way in every step counts for more
+than its norm says. Before the task is learned, shrinking costs it little; so the cap opens as the model learns.
 """
 
 import torch
 from torch import Tensor
+
+LEARNED = 0.95  # the progress at which the cap is fully open
 
 
 def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -29,7 +31,7 @@ def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     """How far the model has learned its classes: the probability it gives to the right one, above chance.
 
     Over rows of class y and K classes, `sum (p(y) - 1/K) / (1 - 1/K)` and the number of rows: 0 for a model that
-    guesses, 1 for one that is sure and right. Labels that are no classes count as learned.
+    guesses, 1 for one that is sure and right. Labels that are no classes do not tell, and count as half learned.
 
     Args:
         logits: `[rows, K]`, if the model returned them.
@@ -43,11 +45,12 @@ def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
         >>> print(f"{total / rows:.2f}")
         0.50
     """
+    half_learned = torch.tensor([0.5, 1.0])
     if logits is None:
-        return torch.ones(2, device=None if labels is None else labels.device)
+        return half_learned.to(device=None if labels is None else labels.device)
     classes = logits.shape[-1]
     if labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape or classes < 2:
-        return torch.ones(2, device=logits.device)
+        return half_learned.to(logits.device)
     probabilities = logits.detach().float().softmax(-1)
     known = (labels >= 0) & (labels < classes)
     right = probabilities.gather(-1, (labels.long() * known)[..., None])[..., 0]
@@ -58,28 +61,34 @@ def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
 def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ratio: float) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
-    `min(weight, max_ratio * progress * |task gradient| / |matching gradient|)`
+    `min(weight, max_ratio * opening * |task gradient| / |matching gradient|)`, where
+    `opening = min(1, odds(progress) / odds(0.95))` and `odds(p) = p / (1 - p)`.
+
+    The task's gradient fades like `1 - progress`; the odds divide by that. So the cap follows what the task could
+    muster against the matching rather than the little it still asks for.
 
     Args:
         weight: the weight that is asked for.
         squared_norms: `[2]`, the squared norms of the task's and of the unweighted matching's feature gradient.
-        progress: `[2]`, its sum and the number of rows; no rows count as learned.
+        progress: `[2]`, its sum and the number of rows; no rows count as half learned.
         max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`, once the task is learned.
 
     Returns:
         A scalar tensor; `weight` where the matching has no gradient.
 
     Example:
-        >>> capped_weight(1.0, torch.tensor([4.0, 100.0]), torch.tensor([8.0, 8.0]), max_ratio=0.5)
-        tensor(0.1000)
-        >>> capped_weight(1.0, torch.tensor([4.0, 100.0]), torch.tensor([2.0, 8.0]), max_ratio=0.5)
-        tensor(0.0250)
-        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), torch.tensor([8.0, 8.0]), max_ratio=0.5)
+        >>> norms = torch.tensor([4.0, 400.0])
+        >>> capped_weight(1.0, norms, progress=torch.tensor([8.0, 8.0]), max_ratio=5.0)
+        tensor(0.5000)
+        >>> capped_weight(1.0, norms, progress=torch.tensor([4.0, 8.0]), max_ratio=5.0)
+        tensor(0.0263)
+        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), progress=torch.tensor([4.0, 8.0]), max_ratio=5.0)
         tensor(1.)
     """
     task, matching = squared_norms.sqrt().unbind()
-    learned = torch.where(progress[1] > 0, progress[0] / progress[1], 1.0).clamp(min=0)
-    limit = max_ratio * learned * task / matching
+    learned = torch.where(progress[1] > 0, progress[0] / progress[1], 0.5).clamp(0, LEARNED)
+    opening = learned * (1 - LEARNED) / ((1 - learned) * LEARNED)
+    limit = max_ratio * opening * task / matching
     return torch.where(matching > 0, limit.clamp(max=weight), weight)
 
 

@@ -1,7 +1,6 @@
 """The matching of a training run: which loss it takes, what is checked before, and what happens in a step."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
-from itra_hf.distributed import RanksDisagreeError, gather_batches, gather_numbers, sum_over_ranks
+from itra_hf.distributed import BatchGatherer, RanksDisagreeError, gather_numbers, sum_over_ranks
 from itra_hf.guards import CollapseWatch, capped_weight
 from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
 from itra_hf.losses import LOSSES
@@ -26,6 +25,11 @@ LOGGED = ("task_loss", "matching_loss", "matching_weight")
 AUTO: dict[str | None, str] = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
 
 
+def choose_form(args: MatchingArguments, kind: LabelKind | None) -> str | None:
+    """The form that `matching` names; for `"auto"` the one that fits labels of a kind, None where none does."""
+    return AUTO.get(kind) if args.matching == "auto" else args.matching
+
+
 def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> MatchingLoss | None:
     """The matching loss for labels of a kind, with the kernel's options filled in.
 
@@ -39,11 +43,9 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     Raises:
         ValueError: where the form that was asked for does not fit the labels.
     """
-    form: str = args.matching
-    if form == "auto":
-        if kind not in AUTO:
-            return None
-        form = AUTO[kind]
+    form = choose_form(args, kind)
+    if form is None:
+        return None
     if kind is None and form != "marginal":
         raise ValueError(
             f"matching={form!r} needs labels, and the batch holds none under the model's label name; "
@@ -68,7 +70,16 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         return lambda source, target, source_labels, target_labels: LOSSES[form](source, target, **options)
     if form == "joint":
         options["label_kernel"] = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}[str(kind)]
-    return partial(LOSSES[form], **options)
+
+    def loss(source: Tensor, target: Tensor, source_labels: Tensor | None, target_labels: Tensor | None) -> Tensor:
+        if source_labels is None or target_labels is None:
+            raise ValueError(
+                f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
+                "label, or take matching='marginal'"
+            )
+        return LOSSES[form](source, target, source_labels, target_labels, **options)
+
+    return loss
 
 
 def agree_on_kind(kind: LabelKind | None, device: torch.device) -> None:
@@ -103,14 +114,14 @@ class Matching:
         device: torch.device,
     ) -> None:
         self.args, self.loss, self.features, self.model, self.device = args, loss, features, model, device
-        self._watch = CollapseWatch()
+        self._gatherer, self._watch = BatchGatherer(), CollapseWatch()
         self._warned = False
         self._sums = torch.zeros(4, device=device)
 
     def match(self, rows: Tensor, labels: Tensor | None) -> Tensor:
         """The matching loss of a batch, `[rows, d]`, or of the batches of all ranks."""
         self._watch.update(rows)
-        batches = gather_batches(rows, labels) if self.args.gather_features else [(rows, labels)]
+        batches = self._gatherer.gather(rows, labels) if self.args.gather_features else [(rows, labels)]
         source, target = _join([rows for rows, _ in batches])
         own, other = (None, None) if labels is None else _join([cast(Tensor, labels) for _, labels in batches])
         loss = self.loss(source, target, own, other)

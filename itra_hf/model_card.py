@@ -90,7 +90,9 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
         metrics={metric: f"{value:.4f}" for metric, value in _last_scores(log).items()},
         usage=_usage(model, network, task, name, data.base_model),
         library="transformers" if model is network else "peft",
-        options={field.name: getattr(trainer.matching_args, field.name) for field in fields(MatchingArguments)},
+        options={field.name: getattr(trainer.matching_args, field.name) for field in fields(MatchingArguments)}
+        | {"matching": _form(trainer)},
+        own_loss=trainer.matching_loss is not None,
         compactness=_compactness(log),
         picture=PICTURE if path.with_name(PICTURE).exists() else None,
         hyperparameters=_hyperparameters(trainer),
@@ -173,6 +175,14 @@ def _data(trainer: "ITRATrainer", names: list[str]) -> str:
     ]
     where = ", ".join(names) or "data that has no name"
     return f"{where} ({', '.join(counts)})" if counts else where
+
+
+def _form(trainer: "ITRATrainer") -> str:
+    """What was matched by."""
+    if trainer.matching_loss is not None:
+        return "matching_loss, a function of the author's"
+    form = trainer.matching_args.matching
+    return f"{trainer.matching_form} (auto)" if form == "auto" and trainer.matching_form else form
 
 
 def _hyperparameters(trainer: "ITRATrainer") -> dict[str, Any]:

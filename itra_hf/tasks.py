@@ -18,6 +18,8 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
+    Trainer,
+    TrainingArguments,
 )
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -98,6 +100,20 @@ class Task:
     new_model: Callable[[], Any]
     model_name: str
     dataset_name: str
+
+    def trainer(self, cls: type[Trainer], args: TrainingArguments, callbacks: list[Any]) -> Trainer:
+        """A trainer of a new model; images and sounds keep the columns that their collator reads."""
+        args.remove_unused_columns = args.remove_unused_columns and self.kind == "text"
+        return cls(
+            self.new_model(),
+            args,
+            data_collator=self.collator,
+            train_dataset=self.train,
+            eval_dataset=self.test,
+            processing_class=self.processor,
+            compute_metrics=self.compute_metrics,
+            callbacks=callbacks,
+        )
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy and macro-averaged F1 of classes; mean squared error and Pearson correlation of numbers."""

@@ -18,7 +18,7 @@ from itra_hf.gradients import cap_measures
 from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
-from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_matching_loss
+from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_form, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.pairing import ClassPairedSampler
 from itra_hf.reader import FeatureReader
@@ -34,9 +34,10 @@ class ITRATrainer(SavingTrainer):
 
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
-    where h is the input of the classifier and the weight is `matching_weight` after the ramp and the cap. The log
-    holds `task_loss`, `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was
-    applied) beside `loss`. Evaluation, saving and everything else is Trainer's.
+    where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
+    `matching_weight` after the ramp and the cap. The log holds `task_loss`, `matching_loss` (the MMD^2 without its
+    weight) and `matching_weight` (the mean weight that was applied) beside `loss`. Evaluation, saving and everything
+    else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
@@ -102,6 +103,7 @@ class ITRATrainer(SavingTrainer):
             **({} if optimizer_cls_and_kwargs is None else optimizer),
         )
         self.matching_loss = matching_loss
+        self.matching_form: str | None = None  # that training took, once it has begun
         self._matching: Matching | None = None
         self._cannot_match = False
         self._micro_batches: list[Any] = []
@@ -142,13 +144,13 @@ class ITRATrainer(SavingTrainer):
         """
         return class_column(train_dataset, self._network)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer.train` does; the hook on the head is gone afterwards, also after an exception.
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; the hook on the head is gone afterwards, also after an exception.
 
-        `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        A batch that does not fit the memory begins it anew under `auto_find_batch_size`.
         """
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super()._inner_training_loop(*args, **kwargs)
         finally:
             if self._matching is not None:
                 self._matching.features.detach()
@@ -257,6 +259,7 @@ class ITRATrainer(SavingTrainer):
             except HeadNotFoundError as error:
                 self._refuse(str(error))
                 return None
+            self.matching_form = choose_form(self.matching_args, kind)
             features.attach()
             features.outputs_are_closed = self.is_deepspeed_enabled
             self._matching = Matching(self.matching_args, loss, features, self._network, self.args.device)

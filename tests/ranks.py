@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from transformers import Trainer, default_data_collator
 
 from itra_hf import ITRATrainer
 from itra_hf.diagnostics import Compactness, ITRADiagnosticsCallback
-from itra_hf.distributed import RanksDisagreeError, gather_batches
+from itra_hf.distributed import BatchGatherer, RanksDisagreeError
 from itra_hf.losses import class_conditional_mmd
 
 ROWS_PER_STEP = 16
@@ -85,24 +86,18 @@ class Collator:
 def make_rows(kind: str, changes: dict) -> Any:
     """The training set of a scenario, whose own options are taken out of `changes`."""
     rows = (tiny.texts if kind == "bert" else tiny.vectors)(changes.pop("rows", 64))
-    if changes.pop("one_class_per_rank", False):  # in sequential order rank 0 gets the first half of each global batch
-        rows = [row | {"labels": i % 16 // 8} for i, row in enumerate(rows)]
     if changes.pop("learnable", False):
         rows = [row | {"labels": int(row["x"][:3].argmax())} for row in rows]
+    if changes.pop("one_class_per_rank", False):  # in sequential order rank 0 gets the first half of each global batch
+        rows = [row | {"x": row["x"] + i % 16 // 8, "labels": i % 16 // 8} for i, row in enumerate(rows)]
+    for row in changes.pop("not_a_number", []):
+        rows[row]["x"] = torch.full((4,), math.nan)
     for row in changes.pop("unlabelled", []):
         del rows[row]["labels"]
     if changes.pop("seen", False):
         changes["remove_unused_columns"] = False
         rows = [row | {"index": index} for index, row in enumerate(rows)]
     return Stream(rows) if changes.pop("stream", False) else rows
-
-
-def guessed(model: nn.Module, rows: list[dict]) -> list[dict]:
-    """The rows, all but six with the labels that the model would give them, so that the cap is open from the start."""
-    with torch.no_grad():
-        batch = default_data_collator(rows)
-        labels = copy.deepcopy(model).eval()(**batch)["logits"].argmax(1).tolist()
-    return rows[:6] + [row | {"labels": label} for row, label in zip(rows[6:], labels[6:], strict=True)]
 
 
 def train(trainer: Trainer, may_fail: bool) -> str | None:
@@ -125,7 +120,7 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
         changes |= {"save_strategy": "steps", "save_steps": resume_at}
     may_fail, rows, collator = "unlabelled" in changes, make_rows(kind, changes), Collator()
     if changes.pop("guessed", False):
-        rows = guessed(model, rows)
+        rows = tiny.guessed(model, rows)
     keywords = {"data_collator": collator, "matching_loss": MATCHING_LOSSES.get(changes.pop("loss", None))}
     measures = changes.pop("measures", None)
     if measures:
@@ -175,17 +170,18 @@ def collectives(folder: Path, world_size: int) -> None:
 
 
 def gather(folder: Path, world_size: int) -> None:
-    """Rows of unequal number on the ranks, and the gradient at this rank's rows."""
+    """Rows of unequal number on the ranks, then more on one of them, and the gradient at this rank's rows."""
     rank = distributed.get_rank()
-    mine = (torch.arange(6.0).view(3, 2) if rank == 0 else 10 + torch.arange(2.0).view(1, 2)).requires_grad_()
-    rows, labels = zip(*gather_batches(mine, torch.tensor([[rank, 1 - rank]]).repeat(len(mine), 1)), strict=True)
-    (torch.cat(rows).square().sum() / 2).backward()
+    gatherer, kept = BatchGatherer(), []
+    for count in ((3, 1), (3, 5), (1, 0)):
+        mine = (10.0 * rank + torch.arange(3.0 * count[rank]).view(-1, 3)).requires_grad_()
+        rows, labels = zip(*gatherer.gather(mine, torch.tensor([[rank, 1 - rank]]).repeat(len(mine), 1)), strict=True)
+        (torch.cat(rows).square().sum() / 2).backward()
+        kept.append({"rows": [part.detach() for part in rows], "labels": labels, "grad": mine.grad})
     try:
-        gather_batches(mine, None if rank else torch.zeros(3, dtype=torch.bool))
+        gatherer.gather(mine, None if rank else torch.zeros(1, dtype=torch.bool))
     except RanksDisagreeError as error:
-        message = str(error)
-    clones = {"rows": [part.detach().clone() for part in rows], "labels": [part.clone() for part in labels]}
-    torch.save(clones | {"grad": mine.grad, "error": message}, folder / f"gather-{world_size}-{rank}.pt")
+        torch.save([*kept, str(error)], folder / f"gather-{world_size}-{rank}.pt")
 
 
 def metric(folder: Path, world_size: int) -> None:
@@ -201,13 +197,15 @@ def metric(folder: Path, world_size: int) -> None:
     torch.save(distributed_metric.compute(), folder / f"metric-{world_size}-{rank}.pt")
 
 
+CHECKS = {"collectives": collectives, "gather": gather, "metric": metric}
+
 if __name__ == "__main__":
     folder, world_size = Path(sys.argv[1]), int(sys.argv[2])
     for name, changes in json.loads(sys.argv[3]).items():
-        run(name, changes, folder, world_size)
+        if name in CHECKS:
+            CHECKS[name](folder, world_size)
+        else:
+            run(name, changes, folder, world_size)
     if world_size > 1:
-        collectives(folder, world_size)
-        gather(folder, world_size)
-        metric(folder, world_size)
         distributed.barrier()
         os._exit(0)  # the destructors of torch's process groups may abort, or wait for each other for ever

@@ -7,6 +7,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import Unsupervised
 from torch import nn
 
 from itra_hf.losses import LOSSES
@@ -112,6 +113,24 @@ def test_bad_features_show_in_the_log(tmp_path, bad, scope):
     run.train()
     assert any(math.isnan(log["matching_loss"]) for log in run.state.log_history[:-1])
     assert any(math.isnan(log["loss"]) for log in run.state.log_history[:-1])
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "optimizer_step"])
+@pytest.mark.parametrize("form", ["auto", "joint", "marginal"])
+def test_a_later_batch_without_labels_is_an_error_that_says_so(tmp_path, form, scope):
+    """In a model that has a loss for it; test_distributed.py has the same on one rank of two."""
+    rows = tiny.vectors(16)
+    for row in rows[12:]:
+        del row["labels"]
+    options = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 4, "matching": form}
+    options |= {"gradient_accumulation_steps": 2, "matching_scope": scope}
+    run = tiny.trainer(tmp_path, Unsupervised(), rows, **options)
+    if form == "marginal":
+        run.train()
+        assert run.state.log_history[0]["matching_loss"] > 0
+    else:
+        with pytest.raises(ValueError, match=r"needs labels, and a batch holds none.*give every row its label"):
+            run.train()
 
 
 @settings(max_examples=300)

@@ -20,7 +20,7 @@ def test_adds_its_fields_and_leaves_the_others_at_trainers_defaults(tmp_path):
 def test_defaults_are_the_designs():
     args = MatchingArguments()
     assert (args.matching, args.matching_weight, args.matching_warmup_ratio) == ("auto", 1.0, 0.3)
-    assert (args.matching_max_grad_ratio, args.pairing, args.gather_features) == (1.0, "class", True)
+    assert (args.matching_max_grad_ratio, args.pairing, args.gather_features) == (5.0, "class", True)
     assert (args.num_bandwidths, args.bandwidth, args.unbiased) == (5, None, False)
 
 
@@ -62,7 +62,7 @@ def test_reads_from_a_command_line(tmp_path):
     parser = HfArgumentParser(ITRAConfig)
     flags = ["--output_dir", str(tmp_path), "--matching", "joint", "--matching_max_grad_ratio", "inf"]
     (args,) = parser.parse_args_into_dataclasses([*flags, "--gather_features", "false", "--bandwidth", "2.5"])
-    assert (args.matching, args.matching_max_grad_ratio, args.gather_features) == ("joint", float("inf"), False)
+    assert (args.matching, args.matching_max_grad_ratio, args.gather_features) == ("joint", None, False)
     assert args.bandwidth == 2.5
     own = HfArgumentParser(MatchingArguments)  # alone: a help string of transformers 5.2 itself holds a bare %
     assert "--matching_warmup_ratio" in own.format_help()

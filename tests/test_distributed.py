@@ -17,28 +17,32 @@ from packaging.version import Version
 
 from itra_hf import ClassPairedSampler
 from itra_hf.diagnostics import compactness
-from itra_hf.distributed import gather_batches, sum_over_ranks
+from itra_hf.distributed import BatchGatherer, sum_over_ranks
 
+LEARNT = {"learnable": True, "learning_rate": 1.0, "max_steps": 15}  # far enough for the cap to open wide
+ACCUMULATED = {"rows_per_step": 8, "gradient_accumulation_steps": 2}
+ONE_CLASS_PER_RANK = {"one_class_per_rank": True, "train_sampling_strategy": "sequential"}
+COUNTING = {"model": "counting"}
+ODD = {"rows": 45}
 SCENARIOS = {
     "marginal": {"matching": "marginal"},
     "class_conditional": {"matching": "class_conditional"},
     "joint": {"matching": "joint"},
     "custom": {"loss": "energy"},
-    "random_pairs": {"pairing": "random", "train_sampling_strategy": "sequential"},
-    "class_on_one_rank_only": {
-        "one_class_per_rank": True,
-        "train_sampling_strategy": "sequential",
-        "matching": "class_conditional",
-    },
+    "random_pairs": {"pairing": "random"},
+    "class_on_one_rank_only": ONE_CLASS_PER_RANK | {"matching": "class_conditional"},
+    "ramp_alone": {"matching_max_grad_ratio": None, "matching_weight": 0.5},
     "no_guards": {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "matching_weight": 0.5},
-    "counting": {"model": "counting"},
-    "counting_not_averaged": {"model": "counting", "average_tokens_across_devices": False},
-    "optimizer_step": {"rows_per_step": 8, "gradient_accumulation_steps": 2, "matching_scope": "optimizer_step"},
-    "learnt": {"learnable": True, "learning_rate": 2.0, "max_steps": 30},
-    "accumulation": {"rows_per_step": 8, "gradient_accumulation_steps": 2},
+    "counting": COUNTING,
+    "counting_not_averaged": COUNTING | {"average_tokens_across_devices": False},
+    "odd_length_without_padding": COUNTING | ODD | {"accelerator_config": {"even_batches": False}},
+    "odd_length_without_the_last_batch": ODD | {"dataloader_drop_last": True},
+    "accumulation": ACCUMULATED,
+    "optimizer_step": ACCUMULATED | {"matching_scope": "optimizer_step"},
 }
-LOCAL = {"local": {"gather_features": False}}
-LOCAL_BY_HAND = {"local": {"loss": "two_halves"}}
+SCENARIOS = {name: LEARNT | changes for name, changes in SCENARIOS.items()}
+LOCAL = {"local": LEARNT | {"gather_features": False}}
+LOCAL_BY_HAND = {"local": LEARNT | {"loss": "two_halves"}}
 EPOCHS = {"rows": 45, "seen": True, "max_steps": -1, "num_train_epochs": 3}
 UNEVEN = {
     "class_pairs_covered": EPOCHS,
@@ -56,8 +60,13 @@ UNLABELLED = {"model": "unsupervised", "train_sampling_strategy": "sequential"}
 ERRORS = {
     "first_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(8, 16)]},
     "later_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(24, 32)]},
+    "micro_batch_of_one_rank_unlabelled": UNLABELLED
+    | ACCUMULATED
+    | {"unlabelled": [*range(12, 16)], "matching_scope": "optimizer_step"},
 }
-MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 5, "rows_per_step": 8, "gradient_accumulation_steps": 2}
+NOT_A_NUMBER = {"not_a_number": [24], "train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
+DIVERGED = {"diverged": NOT_A_NUMBER | {"max_steps": 3}}
+MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 10, "learning_rate": 0.2} | ACCUMULATED
 WHOLE = {"micro_batch": MICRO_BATCH, "step": MICRO_BATCH | {"matching_scope": "optimizer_step"}}
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
 SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}
@@ -71,9 +80,8 @@ ZERO2 = {
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
 }
 SHARDED["sharded_measured"] = SHARDED["sharded_micro_batch"] | {"measures": ["compactness"]}
-ODD = {"odd": {"rows": 45, "max_steps": 9}}
-
-
+CHECKS = dict.fromkeys(("collectives", "gather", "metric"))
+PADDED = {"odd_length_padded": {"rows": 45, "max_steps": 9}}
 RESUMED = {"resumed": {"resume_at": 5, "max_steps": 10, "dropout": 0.3}}
 
 
@@ -99,24 +107,28 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
-    launch(folder, 2, SCENARIOS | LOCAL | ODD | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS)
+    two_ranks = SCENARIOS | LOCAL | PADDED | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS
+    launch(folder, 2, two_ranks | DIVERGED | CHECKS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
+
+
+def assert_equal_runs(ours, theirs, *also_logged):
+    """The same weights to 1e-6 in float32, and what a step logs to 1e-5."""
+    assert (ours["weights"] - theirs["weights"]).norm() < 1e-6 * theirs["weights"].norm()
+    for mine, other in zip(ours["log"][:-1], theirs["log"][:-1], strict=True):
+        for key in ("task_loss", "matching_loss", "matching_weight", "loss", *also_logged):
+            assert mine[key] == pytest.approx(other[key], rel=1e-5), key
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL])
 def test_two_ranks_equal_one_process_with_the_same_global_batch(results, name):
     one, two = results(name, 1), results(name, 2)
-    travelled = (one["weights"] - one["start"]).norm()
-    assert travelled > 0.005 * one["start"].norm()
-    apart = (two["weights"] - one["weights"]).norm()
-    assert apart < 1e-6 * one["weights"].norm()
-    assert apart < 1e-5 * travelled  # what float32 leaves of the little that a few steps move
-    for ours, theirs in zip(two["log"][:-1], one["log"][:-1], strict=True):
-        for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-7), key
+    assert (one["weights"] - one["start"]).norm() > 0.5 * one["start"].norm()
+    assert one["log"][-2]["matching_weight"] * one["log"][-2]["matching_loss"] > 0.01  # it counts
+    assert_equal_runs(two, one)
 
 
-@pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *ODD, *UNEVEN])
+@pytest.mark.parametrize("name", [*SCENARIOS, *LOCAL, *PADDED, *UNEVEN])
 def test_the_ranks_agree(results, name):
     first, second = results(name, 2, 0), results(name, 2, 1)
     assert torch.equal(first["weights"], second["weights"])
@@ -149,12 +161,21 @@ def test_an_uneven_stream_ends_on_all_ranks_with_every_row_seen(results, name):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_batch_without_labels_on_one_rank_is_an_error_on_all(results, rank):
-    first, later = (results(name, 2, rank)["error"] for name in ERRORS)
+    first, later, micro_batch = (results(name, 2, rank)["error"] for name in ERRORS)
     assert first.startswith("RanksDisagreeError")
     assert "rank 0: classes, rank 1: no labels" in first
     assert "give every row its label" in first
     assert later.startswith("RanksDisagreeError")
     assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in later
+    assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in micro_batch
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_row_that_is_no_number_on_one_rank_shows_in_the_log_of_all(results, rank):
+    result = results("diverged", 2, rank)
+    assert result["steps"] == 3
+    for key in ("loss", "task_loss", "matching_loss"):
+        assert [math.isnan(log[key]) for log in result["log"][:-1]] == [False, True, True], key
 
 
 def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results):
@@ -163,10 +184,12 @@ def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results
     assert trainer["backward"]
     assert ours["backward"] == whole["backward"] == trainer["backward"]
     assert trainer["forward"] == []
-    gathers = ["c10d::allgather_", "c10d::allgather_", "c10d::allreduce_"]  # sizes, features with labels, cap
-    kinds = ["c10d::allgather_"]  # in the first step alone: do the ranks' labels agree?
-    assert ours["forward"] == kinds + 4 * gathers
-    assert whole["forward"] == kinds + 2 * gathers  # once in an optimizer step of two micro-batches
+    first = [
+        "c10d::allgather_"
+    ] * 2  # in the first step alone: do the ranks' labels agree, and how many rows have they?
+    each = ["c10d::allgather_", "c10d::allreduce_"]  # features with labels; norms and progress for the cap
+    assert ours["forward"] == first + 4 * each
+    assert whole["forward"] == first + 2 * each  # once in an optimizer step of two micro-batches
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -180,11 +203,9 @@ def test_fsdp2_has_the_losses_of_ddp(results, name):
     sharded, whole = results(f"sharded_{name}", 2), results(name, 2)
     assert sharded["sharded"]
     assert not whole["sharded"]
-    assert 0 < whole["log"][-2]["matching_weight"] < 2  # the cap is at work
-    for ours, theirs in zip(sharded["log"][:-1], whole["log"][:-1], strict=True):
-        for key in ("task_loss", "matching_loss", "matching_weight", "loss", "grad_norm"):
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
-    torch.testing.assert_close(sharded["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
+    assert 0.01 < whole["log"][-2]["matching_weight"] < 2  # the cap is at work, and open
+    assert (whole["weights"] - whole["start"]).norm() > 0.05 * whole["start"].norm()
+    assert_equal_runs(sharded, whole, "grad_norm")
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
@@ -195,10 +216,7 @@ def test_deepspeed_zero2_has_the_losses_of_ddp(tmp_path, monkeypatch):
     for name in WHOLE:
         zero2, ddp = (torch.load(tmp_path / f"{run}-2-0.pt", weights_only=False) for run in (f"zero2_{name}", name))
         assert zero2["engine"] == "DeepSpeedEngine"
-        for ours, theirs in zip(zero2["log"][:-1], ddp["log"][:-1], strict=True):
-            for key in ("task_loss", "matching_loss", "matching_weight", "loss"):
-                assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-7), key
-        torch.testing.assert_close(zero2["weights"], ddp["weights"], rtol=1e-4, atol=1e-5)
+        assert_equal_runs(zero2, ddp)
 
 
 @pytest.mark.skipif(
@@ -210,13 +228,14 @@ def test_a_sharded_run_resumed_ends_in_the_same_bits(results):
 
 
 def test_unequal_row_counts_are_gathered_with_the_gradient_times_the_ranks(results):
-    first, second = results("gather", 2, 0), results("gather", 2, 1)
-    rows = [torch.arange(6.0).view(3, 2), 10 + torch.arange(2.0).view(1, 2)]
-    for rank, result in enumerate((first, second)):
-        assert [torch.equal(*pair) for pair in zip(result["rows"], rows, strict=True)] == [True, True]
-        assert [labels.tolist() for labels in result["labels"]] == [[[0, 1]] * 3, [[1, 0]]]
-        assert torch.equal(result["grad"], 2 * rows[rank])
-        assert "rank 0: 8 and 1, rank 1: 8 and -1" in result["error"]
+    for rank in (0, 1):
+        *steps, error = results("gather", 2, rank)
+        for result, counts in zip(steps, [(3, 1), (3, 5), (1, 0)], strict=True):
+            rows = [10.0 * rank + torch.arange(3.0 * count).view(-1, 3) for rank, count in enumerate(counts)]
+            assert [torch.equal(*pair) for pair in zip(result["rows"], rows, strict=True)] == [True, True]
+            assert [labels.tolist() for labels in result["labels"]] == [[[0, 1]] * counts[0], [[1, 0]] * counts[1]]
+            assert torch.equal(result["grad"], 2 * rows[rank])
+        assert "rank 0: 12 and 1, rank 1: 12 and -1" in error
 
 
 def test_diagnostics_measure_on_two_ranks_what_they_do_on_one(results):
@@ -240,7 +259,7 @@ def test_diagnostics_on_two_ranks_change_no_bit_of_the_training(results):
         assert torch.equal(measured["weights"], unmeasured["weights"])
     sharded, unmeasured = results("sharded_measured", 2), results("sharded_micro_batch", 2)
     assert torch.equal(sharded["weights"], unmeasured["weights"])
-    assert [entry["step"] for entry in sharded["log"] if "eval_scatter_ratio" in entry] == [0, 2, 4, 5]
+    assert [entry["step"] for entry in sharded["log"] if "eval_scatter_ratio" in entry] == [0, 2, 4, 6, 8, 10]
 
 
 def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
@@ -251,5 +270,5 @@ def test_the_metric_of_two_ranks_is_that_of_all_rows(results):
 
 def test_one_process_gathers_nothing():
     rows = torch.ones(2, 2)
-    assert gather_batches(rows, None)[0][0] is rows
+    assert BatchGatherer().gather(rows, None)[0][0] is rows
     assert sum_over_ranks(rows) is rows

@@ -272,10 +272,22 @@ class TestTextClassification:
         with pytest.raises(ValueError, match=message):
             texts.main(flags(options | changes))
 
-    def test_evaluation_without_data_names_the_flag(self, texts, options):
+    def test_evaluation_alone_without_data_names_the_flag(self, texts, options):
         del options["validation_file"]
         with pytest.raises(ValueError, match="give --validation_file"):
-            texts.main(flags(options))
+            texts.main([*flags(options), "--do_eval"])
+
+    def test_training_without_validation_data_holds_out_a_fifth(self, texts, options):
+        del options["validation_file"]
+        texts.main(flags(options))
+        results = json.loads(Path(options["output_dir"], "all_results.json").read_text())
+        steps = json.loads(Path(options["output_dir"], "trainer_state.json").read_text())
+        assert "eval_loss" in results
+        assert steps["epoch"] == pytest.approx(4 / 5)  # 38 of the 48 rows, 8 in a batch
+        rows = texts.load_splits(texts.parse(flags(options))[1])["train"]
+        held_out = texts.hold_out(rows, seed=0)["validation"]
+        assert np.bincount(held_out["label"]).min() >= 3
+        assert held_out["text"][:] == texts.hold_out(rows, seed=0)["validation"]["text"][:]
 
 
 def names_in(folder: Path) -> set[str]:

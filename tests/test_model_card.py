@@ -64,6 +64,7 @@ def test_the_card_tells_what_was_trained_how_and_how_well(trained, tmp_path):
     assert "| learning_rate | 0.001 |" in text
     assert text.count("## In-Training Representation Alignment") == 1
     options = {name: str(getattr(trained.args, name)) for name in MatchingArguments.__dataclass_fields__}
+    options["matching"] = "class_conditional (auto)"
     assert all(f"| {name} | {value} |" in text for name, value in options.items())
     assert "10.1609/aaai.v37i7.26044" in text
     assert "@software{itra_hf" in text
@@ -152,6 +153,27 @@ def test_adapters_on_a_local_model_keep_its_path_to_themselves(tmp_path):
     assert {"itra", "generated_from_trainer", "lora"} <= set(card.data.tags)
     assert "fine-tuned, from a model on the author's disk," in card.text
     assert "PeftModel.from_pretrained(base" in card.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "label", "form"),
+    [
+        ({"problem_type": "multi_label_classification"}, [1.0, 0.0, 1.0], "joint (auto)"),
+        ({}, 1, "marginal"),
+        ({}, 1, "matching_loss, a function of the author's"),
+    ],
+)
+def test_the_card_names_the_form_that_was_taken(tmp_path, changes, label, form):
+    rows = [row | {"labels": label} for row in tiny.texts()]
+    own = {"matching_loss": lambda source, *others: source.square().mean()} if "function" in form else {}
+    options = {"matching": "marginal"} if form == "marginal" else {}
+    run = tiny.trainer(tmp_path, tiny.bert(**changes), rows, keywords=own, **options)
+    run.train()
+    run.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert f"| matching | {form} |" in text
+    assert text.count("matching_loss(h_s, h_t)") == text.count(", matching_loss=matching_loss)") == len(own)
+    assert text.count("MMD^2(h_s, h_t)") == 1 - len(own)
 
 
 def test_switched_off_the_card_is_trainers(tmp_path):

@@ -38,15 +38,14 @@ def test_bfloat16_losses_stay_within_one_percent_of_float32_on_a_real_encoder(tm
     for bf16 in (False, True):
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(ENCODER, num_labels=tiny.NUM_LABELS, **NO_DROPOUT)
-        options = {"max_steps": 50, "logging_steps": 1, "learning_rate": 2e-5, "bf16": bf16}
+        options = {"max_steps": 50, "logging_steps": 1, "learning_rate": 1e-4, "bf16": bf16}
         run = tiny.trainer(tmp_path, model, sentences(), **options)
         run.train()
         losses.append(losses_of(run))
-    for key in ("loss", "task_loss"):
+    for key in ("loss", "task_loss", "matching_loss"):
         assert losses[1][key] == pytest.approx(losses[0][key], rel=0.01), key
-    single, half = (torch.tensor(logged["matching_loss"]).view(5, 10).mean(1) for logged in losses)
-    torch.testing.assert_close(half, single, rtol=0.01, atol=0)  # of so few rows one step's own rounds off more
-    assert losses[0] != losses[1]
+        assert losses[1][key] != losses[0][key]
+    assert all(weight > 0.01 for weight in losses[0]["matching_weight"][-10:])  # the cap is open
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -69,14 +68,15 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(tmp_path, scope):
     ended, losses = [], []
     for scale in (None, 2.0**14):
         torch.manual_seed(0)
-        options = {"matching_weight": 50.0, "max_grad_norm": 0.0, "logging_steps": 1, "matching_scope": scope}
-        run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), gradient_accumulation_steps=2, **options)
+        model = tiny.bert()
+        options = {"optim": "sgd", "learning_rate": 0.2, "max_steps": 8, "max_grad_norm": 0.0, "logging_steps": 1}
+        options |= {"matching_weight": 50.0, "matching_scope": scope, "gradient_accumulation_steps": 2}
+        run = tiny.trainer(tmp_path, model, tiny.guessed(model, tiny.texts()), **options)
         if scale is not None:
             run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         run.train()
         ended.append(tiny.weights(run.model))
         losses.append(losses_of(run))
-    assert 0 < max(losses[0]["matching_weight"]) < 10  # the cap is at work
-    for key in losses[0]:
-        assert losses[0][key] == pytest.approx(losses[1][key], rel=1e-5), key
-    torch.testing.assert_close(*ended, rtol=1e-5, atol=1e-7)
+    assert all(0.01 < weight < 10 for weight in losses[0]["matching_weight"][4:])  # the cap is at work, and open
+    assert losses[0] == losses[1]  # to the bit, for the scale is a power of two
+    assert torch.equal(*ended)

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import browser
 import numpy as np
@@ -189,6 +190,36 @@ def test_maps_are_the_principal_components():
     np.testing.assert_allclose(shares, pca.explained_variance_ratio_, rtol=1e-5)
 
 
+def test_features_that_are_not_finite_are_left_out(tmp_path):
+    """A run that diverged has a report, too."""
+    folder = many_classes(tmp_path / "run", number=3, rows=30)
+    features = dict(np.load(folder / "_diagnostics" / "before.npz"))
+    features["features"][:2, 0] = np.nan, np.inf
+    np.savez(folder / "_diagnostics" / "before.npz", **features)
+    np.savez(folder / "_diagnostics" / "after.npz", **features | {"features": np.full((30, 4), np.nan)})
+    run = Run(folder)
+    assert {len(part) for part in run.before.values()} == {28}
+    assert run.after is None
+    assert shown_text(report.write_report(folder))
+    assert [picture.name for picture in feature_maps(run)][:1] == ["map-before"]
+
+
+def test_umap_keeps_groups_apart_where_it_is_installed():
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    features = (rng.normal(size=(40, 5)) + 50 * labels[:, None]).astype(np.float32)
+    saved = {"features": features, "labels": labels, "names": labels.astype(str)}
+    run = SimpleNamespace(before=saved, after={name: part[:3] for name, part in saved.items()}, config={})
+    pictures = feature_maps(run)
+    assert [picture.name for picture in pictures] == ["map-before", "map-after", "umap-before"]  # too few rows for two
+    axes = figure_of(pictures[-1]).axes[0]
+    one, other = (np.asarray(points.get_offsets()) for points in axes.collections)
+    gap = np.linalg.norm(one.mean(0) - other.mean(0))
+    assert max(np.linalg.norm(part - part.mean(0), axis=1).max() for part in (one, other)) < gap
+    assert axes.get_xlabel() == "UMAP 1"
+
+
 def test_77_classes_look_different_and_are_all_named(tmp_path):
     folder = many_classes(tmp_path / "run")
     styles = class_styles(Run(folder).after)
@@ -280,5 +311,5 @@ def test_a_report_without_matplotlib_says_what_is_missing(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("itra_hf.report")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"the report needs matplotlib; pip install 'itra_hf\[report\]'"):
+    with pytest.raises(ImportError, match="the report needs matplotlib; pip install matplotlib jinja2"):
         ITRADiagnosticsCallback(report=True)

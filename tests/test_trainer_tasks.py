@@ -157,6 +157,8 @@ def split(batch):
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_made_smaller(tmp_path):
+    """The run is that of the smaller size, to the bit of its weights and its log."""
+
     class Small(RecordingITRATrainer):
         def training_step(self, model, inputs, *args, **kwargs):
             loss = super().training_step(model, inputs, *args, **kwargs)
@@ -164,14 +166,18 @@ def test_a_batch_that_does_not_fit_the_memory_is_made_smaller(tmp_path):
                 raise RuntimeError("CUDA out of memory.")
             return loss
 
-    matched = []
-    keywords = {"matching_loss": lambda source, *others: matched.append(len(source)) or source.square().mean()}
-    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), Small, keywords, auto_find_batch_size=True)
-    run.train()
-    sizes = [len(batch) for batch in run.seen]
-    assert sizes == [8, *[sizes[-1]] * 4]
-    assert 2 <= sizes[-1] < 8
-    assert matched == [(size + 1) // 2 for size in sizes]
+    start, options = tiny.bert(0.0), {"matching_warmup_ratio": 0.0, "logging_steps": 1}
+    found = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), Small, auto_find_batch_size=True, **options)
+    found.train()
+    size = len(found.seen[-1])
+    assert 2 <= size < 8
+    assert [len(batch) for batch in found.seen] == [8, *[size] * 4]
+    given = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), per_device_train_batch_size=size, **options)
+    given.train()
+    assert_matched(given)
+    for name in ("loss", "task_loss", "matching_loss", "matching_weight"):
+        assert logs_of(found, name) == logs_of(given, name), name
+    assert torch.equal(tiny.weights(found.model), tiny.weights(given.model))
 
 
 def test_searches_for_its_weight_with_optuna(tmp_path, start):

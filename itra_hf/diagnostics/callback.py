@@ -52,7 +52,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
         num_batches: mini-batches for the gradients, drawn once.
         max_share: measuring takes at most this share of the run's time: a measurement is passed over where it would
             take more. The first and the last are made in any case.
-        report: write the report at the end of training; needs `itra_hf[report]`.
+        report: write the report at the end of training; needs matplotlib and jinja2, the extra `report`.
         seed: of the draws, which leave the global random state alone.
         trainer: whose callback this is; `ITRATrainer` fills it in.
 

@@ -1,6 +1,6 @@
 """The report of a finished run, or of a comparison: one HTML file that needs nothing else, and its pictures as PNG.
 
-Needs `pip install itra_hf[report]`.
+Needs matplotlib and jinja2, which the extra `itra_hf[report]` installs.
 """
 
 import argparse
@@ -14,7 +14,9 @@ try:
     import jinja2
     import matplotlib  # noqa: F401  what the modules below draw with
 except ImportError as error:
-    raise ImportError(f"the report needs {error.name}; pip install 'itra_hf[report]'") from error
+    raise ImportError(
+        f"the report needs {error.name}; pip install matplotlib jinja2, or this package with its extra 'report'"
+    ) from error
 
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures

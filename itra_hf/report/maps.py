@@ -24,6 +24,7 @@ MARKER_PATHS = (  # the same in the page's legend, in a square of 16
     "M2 4.5l2.5-2.5l3.5 3.5l3.5-3.5l2.5 2.5l-3.5 3.5l3.5 3.5l-2.5 2.5l-3.5-3.5l-3.5 3.5l-2.5-2.5l3.5-3.5z",
     "M8 1l2 4.8l5.2.4l-4 3.4l1.2 5l-4.4-2.7l-4.4 2.7l1.2-5l-4-3.4l5.2-.4z",
 )
+UMAP_ROWS = 4  # of fewer it has no picture
 IN_PICTURE = 10  # up to this many classes the picture itself holds the legend
 
 Saved = dict[str, np.ndarray]
@@ -64,14 +65,14 @@ def principal_axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def feature_maps(run: Run) -> list[Picture]:
-    """Maps before and after training, by principal axes, and by UMAP where that is installed."""
+    """Maps before and after training, by principal axes, and by UMAP where that is installed and rows are enough."""
     pictures = []
     for when, saved in (("before", run.before), ("after", run.after)):
         if saved is not None:
             pictures.append(pca_map(saved, f"map-{when}", f"Features {when} training{_best(run, when)}"))
     if find_spec("umap"):
         for when, saved in (("before", run.before), ("after", run.after)):
-            if saved is not None:
+            if saved is not None and len(saved["features"]) >= UMAP_ROWS:
                 pictures.append(_umap_map(saved, f"umap-{when}", f"Features {when} training, by UMAP"))
     return pictures
 

@@ -37,7 +37,7 @@ class Run:
         self.name = folder.resolve().name
         self.history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         self.config = saved.config()
-        self.before, self.after = saved.features("before"), saved.features("after")
+        self.before, self.after = (_finite_rows(saved.features(when)) for when in ("before", "after"))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,6 +78,14 @@ def class_scatters(saved: dict[str, np.ndarray]) -> dict[str, float]:
         within[str(saved["names"][labels == label][0])] = float(((members - mean) ** 2).sum(1).mean())
         between += len(members) * float(mean @ mean) / len(rows)
     return {name: scatter / between for name, scatter in within.items()} if between > 0 else {}
+
+
+def _finite_rows(saved: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+    """What was saved of the rows whose features are finite; None where there are none, as in a run that diverged."""
+    if saved is None:
+        return None
+    finite = np.isfinite(saved["features"]).all(1)
+    return {name: values[finite] for name, values in saved.items()} if finite.any() else None
 
 
 def _is_figure(name: str) -> bool:
