@@ -12,7 +12,8 @@ MORE_IMAGES = [
     "fashion_mnist-all/cnn",
 ]
 TEXTS = [
-    "banking77-5shot/minilm-last2",
+    *("banking77-5shot/minilm-last2", "banking77-10shot/minilm-last2"),
+    *("sst2-200/minilm-last2", "sst2-1000/minilm-last2"),
     *("banking77-5shot/minilm", "banking77-10shot/minilm", "sst2-200/minilm", "sst2-1000/minilm"),
     *("banking77-5shot/minilm-lora", "banking77-10shot/minilm-lora", "sst2-200/minilm-lora", "sst2-1000/minilm-lora"),
     *("banking77-all/minilm", "sst2-all/minilm", "banking77-all/minilm-lora", "sst2-all/minilm-lora"),

@@ -48,20 +48,22 @@ def headline(results: Results) -> str:
         raise ValueError("the results hold no low-data images at today's settings; run `make evidence` first")
     gains = [comparison.gain for comparison, _ in low.values()]
     better = sum(p <= 0.05 and comparison.gain > 0 for comparison, p in low.values())
-    losses, scatters = (
-        mean(
-            mean(column(results[task]["itra"], m).values()) / mean(column(results[task]["trainer"], m).values())
-            for task in low
-        )
-        for m in ("loss", "scatter")
-    )
+
+    def changes(measure: str) -> list[float]:
+        means = {
+            task: [mean(column(results[task][m], measure).values()) for m in ("itra", "trainer")] for task in low
+        }
+        return [100 * (ours / theirs - 1) for ours, theirs in means.values()]
+
+    errors = changes("ece")
     return (
         f"With few labelled images (a small CNN, {len(low)} settings, ITRA's defaults against a tuned Trainer, paired\n"
         f"seeds) the test accuracy changes by {mean(gains):+.2f} points on average ({min(gains):+.2f} to "
         f"{max(gains):+.2f}),\nsignificantly better on {better} of {len(low)}; "
-        f"the test loss by {100 * (losses - 1):+.0f} %, the\nwithin/between scatter by {100 * (scatters - 1):+.0f} %.\n"
-        "What else was run, where it does not gain included, is in [docs/evidence.md](docs/evidence.md), which\n"
-        "`make evidence` makes again."
+        f"the test loss by {mean(changes('loss')):+.0f} %, the within/between scatter by\n"
+        f"{mean(changes('scatter')):+.0f} %, the calibration error by {min(errors):+.0f} to {max(errors):+.0f} %. "
+        "What else was run, where it does not gain\n"
+        "included, is in [docs/evidence.md](docs/evidence.md), which `make evidence` makes again."
     )
 
 
