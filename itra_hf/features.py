@@ -218,6 +218,7 @@ def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
     """How the logits come from the head's output, or None if they don't."""
     if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1]:
         return None
+    output, logits = output.nan_to_num(), logits.nan_to_num()  # a row of NaN hides no head
     if output.ndim == 2:
         return "row" if torch.equal(output.to(logits.dtype), logits) else None
     output = output.flatten(1, -2)

@@ -83,6 +83,18 @@ def test_a_model_without_a_linear_head_is_refused_by_name():
         HeadInput.find(Cosine(), batch_of(tiny.vectors(4)))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_row_of_nan_hides_no_head(name):
+    make, rows = MODELS[name]
+    model, batch = make(), batch_of(rows(4))
+    head = HeadInput.find(model, batch).head
+    key = "inputs_embeds" if "input_ids" in batch else next(iter(batch))
+    if key == "inputs_embeds":
+        batch[key] = model.get_input_embeddings()(batch.pop("input_ids")).detach()
+    batch[key][2] = torch.nan
+    assert HeadInput.find(model, batch).head is head
+
+
 def test_a_head_that_was_not_reached_is_an_error():
     model, batch = tiny.bert(), batch_of(tiny.texts(4))
     head_input = HeadInput.find(model, batch)
