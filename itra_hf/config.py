@@ -47,7 +47,7 @@ class MatchingArguments:
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
     )
     matching_max_grad_ratio: float | None = field(
-        default=5.0,
+        default=1.0,
         metadata=_help(
             "Cap on the norm of the matching's feature gradient, relative to the task's, once the task is learned; "
             "'inf' switches it off."
@@ -136,9 +136,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 5.0, once the model has learned its classes. Before, the cap is tighter, in proportion to
-            the odds of the right class: a quarter of the task's gradient at a mean probability of one half above
-            chance (and always that where labels are no classes). `None` (on a command line: `inf`) switches it off.
+            task's, default 1.0, once the model gives the right class 80 % of its probability above chance. Before, the
+            cap is tighter, in proportion to the odds of the right class: a quarter of that share at 50 % (and always
+            where labels are no classes). `None` (on a command line: `inf`) switches it off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, default 5.

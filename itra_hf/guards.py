@@ -8,7 +8,7 @@ than its norm says. Before the task is learned, shrinking costs it little; so th
 import torch
 from torch import Tensor
 
-LEARNED = 0.95  # the progress at which the cap is fully open
+LEARNED = 0.8  # the progress at which the cap is fully open
 
 
 def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -62,10 +62,9 @@ def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ra
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
     `min(weight, max_ratio * opening * |task gradient| / |matching gradient|)`, where
-    `opening = min(1, odds(progress) / odds(0.95))` and `odds(p) = p / (1 - p)`.
+    `opening = min(1, odds(progress) / odds(0.8))` and `odds(p) = p / (1 - p)`.
 
-    The task's gradient fades like `1 - progress`; the odds divide by that. So the cap follows what the task could
-    muster against the matching rather than the little it still asks for.
+    So a model that still learns is hardly matched, while one that is done is matched with the strength of its task.
 
     Args:
         weight: the weight that is asked for.
@@ -78,11 +77,11 @@ def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ra
 
     Example:
         >>> norms = torch.tensor([4.0, 400.0])
-        >>> capped_weight(1.0, norms, progress=torch.tensor([8.0, 8.0]), max_ratio=5.0)
-        tensor(0.5000)
-        >>> capped_weight(1.0, norms, progress=torch.tensor([4.0, 8.0]), max_ratio=5.0)
-        tensor(0.0263)
-        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), progress=torch.tensor([4.0, 8.0]), max_ratio=5.0)
+        >>> capped_weight(1.0, norms, progress=torch.tensor([8.0, 8.0]), max_ratio=1.0)
+        tensor(0.1000)
+        >>> capped_weight(1.0, norms, progress=torch.tensor([4.0, 8.0]), max_ratio=1.0)
+        tensor(0.0250)
+        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), progress=torch.tensor([4.0, 8.0]), max_ratio=1.0)
         tensor(1.)
     """
     task, matching = squared_norms.sqrt().unbind()

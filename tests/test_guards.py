@@ -22,7 +22,7 @@ def test_the_weighted_gradient_stays_below_its_share_by_the_odds_of_what_is_lear
 ):
     norms = torch.tensor([task**2, matching**2], dtype=torch.float64)
     capped = capped_weight(weight, norms, torch.tensor([7 * learned, 7], dtype=torch.float64), ratio).item()
-    opening = 1.0 if learned >= 0.95 else max(learned / (1 - learned), 0.0) / 19
+    opening = 1.0 if learned >= 0.8 else max(learned / (1 - learned), 0.0) / 4
     share = ratio * opening * task
     assert capped <= weight
     assert capped * matching <= share * (1 + 1e-6) or matching**2 == 0
