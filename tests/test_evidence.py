@@ -344,6 +344,12 @@ def test_changed_settings_are_run_anew():
     assert plain.settings["matching_max_grad_ratio"] is not None  # defaults are part of the key
 
 
+@pytest.mark.parametrize("name", ["r_drop", "itra+dropout", "itra_tuned"])
+def test_a_knob_without_a_value_is_an_error_and_no_run_without_it(name):
+    with pytest.raises(ValueError, match="--tune"):
+        settings(Task("digits-100/cnn"), name, {}, {})
+
+
 def test_tuning_takes_the_lowest_loss_of_those_as_accurate_as_the_best():
     grid = [{"lr": 1}, {"lr": 2}, {"lr": 3}, {"lr": 4}]
     scores = {1: ((0.90, 0.90), 0.5), 2: ((0.93, 0.85), 0.4), 3: ((0.89, 0.89), 0.1), 4: ((0.94, 0.80), 0.6)}

@@ -92,14 +92,20 @@ def settings(task: Task, name: str, tuned: dict[str, dict[str, float]], override
     Args:
         tuned: of this task: for each method the tuned values.
         overrides: taken last.
+
+    Raises:
+        ValueError: if a knob of the method has not been tuned for this task.
     """
     method, own = find_method(name)
     result = {**task.arguments(), **method.options, **tuned.get("trainer", {})}
-    for other in (*method.like, name.partition(":")[0]):
+    names = (*method.like, name.partition(":")[0])
+    for other in names:
         result |= tuned.get(other, {})
     if name == "half_batch":
         result["per_device_train_batch_size"] //= 2
     result |= own | overrides
+    if missing := [other for other in names if METHODS[other].knob and METHODS[other].knob not in result]:
+        raise ValueError(f"{', '.join(missing)} has no value yet for {task.name}; run it with --tune first")
     if method.trainer is ITRATrainer:
         fields = asdict(MatchingArguments())
         result = fields | result
