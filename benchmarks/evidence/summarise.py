@@ -50,9 +50,7 @@ def headline(results: Results) -> str:
     better = sum(p <= 0.05 and comparison.gain > 0 for comparison, p in low.values())
 
     def changes(measure: str) -> list[float]:
-        means = {
-            task: [mean(column(results[task][m], measure).values()) for m in ("itra", "trainer")] for task in low
-        }
+        means = {task: [mean(column(results[task][m], measure).values()) for m in ("itra", "trainer")] for task in low}
         return [100 * (ours / theirs - 1) for ours, theirs in means.values()]
 
     errors = changes("ece")
