@@ -45,17 +45,19 @@ def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
         >>> print(f"{total / rows:.2f}")
         0.50
     """
-    half_learned = torch.tensor([0.5, 1.0])
-    if logits is None:
-        return half_learned.to(device=None if labels is None else labels.device)
+    if logits is None or labels is None or not _are_classes(labels, logits):
+        given = labels if logits is None else logits
+        return torch.tensor([0.5, 1.0], device=None if given is None else given.device)
     classes = logits.shape[-1]
-    if labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape or classes < 2:
-        return half_learned.to(logits.device)
     probabilities = logits.detach().float().softmax(-1)
     known = (labels >= 0) & (labels < classes)
     right = probabilities.gather(-1, (labels.long() * known)[..., None])[..., 0]
     above_chance = (right * classes - 1) / (classes - 1)
     return torch.stack([(above_chance * known).sum(), known.sum()])
+
+
+def _are_classes(labels: Tensor, logits: Tensor) -> bool:
+    return not labels.is_floating_point() and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1
 
 
 def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ratio: float) -> Tensor:

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from itra_hf import cli
+from itra_hf.pushing import NOT_LOST
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "itra_hf").rglob("*.py"))
@@ -54,15 +55,11 @@ def template(node: ast.expr, constants: dict[str, str]) -> str | None:
 def messages(path: Path) -> Iterator[str]:
     """Every message that a module raises, warns of or exits with."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    constants = {
+    constants = {"NOT_LOST": NOT_LOST} | {
         node.targets[0].id: node.value.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     }
-    if "NOT_LOST" not in constants:
-        from itra_hf.pushing import NOT_LOST
-
-        constants["NOT_LOST"] = NOT_LOST
     for node in ast.walk(tree):
         call = node.exc if isinstance(node, ast.Raise) else node
         if not isinstance(call, ast.Call) or not call.args:
