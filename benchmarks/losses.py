@@ -15,6 +15,7 @@ import json
 import platform
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,24 +172,32 @@ def section(results: dict[str, dict[str, Any]], key: str, first: str) -> str:
     return f"{first}\n\n" + table([key, f"{names[0]}, ms", *names[1:]], rows)
 
 
-def page(raw: dict[str, Any]) -> str:
+def page(machines: dict[str, dict[str, Any]]) -> str:
+    """The last measurement of every machine that `performance-losses.json` holds."""
+    intro = (
+        "# Performance of the losses\n\nForward and backward, float32, features `[n, 768]` on each side, process CPU "
+        "time, one thread, medians over interleaved rounds. The roof is two dense matrix products of the same shape. "
+        "A figure above 1 x means that the other takes longer than ours. Which is faster, matrix products or what is "
+        "done to each element, depends on the processor; so each machine that was measured has its tables.\n"
+    )
+    return "\n".join([intro, *map(tables_of, machines.values())])
+
+
+def tables_of(raw: dict[str, Any]) -> str:
     memory = {size: list(row.items()) for size, row in raw["memory"].items()}
     names = [name for name, _ in next(iter(memory.values()))]
     rows = [[size, *(cell(v) for _, v in row)] for size, row in memory.items()]
     return "\n".join(
         [
-            "# Performance of the losses\n",
-            f"{raw['machine']}, one thread; torch {raw['torch']}, Python {raw['python']}; `{raw['command']}`.\n",
-            "Forward and backward, float32, features `[n, 768]` on each side, process CPU time, "
-            "medians over interleaved rounds. The roof is two dense matrix products of the same "
-            "shape.\n",
-            section(raw["marginal"], "n", "## Marginal\n\nTime of the others over ours."),
+            f"## {raw['machine']}\n",
+            f"torch {raw['torch']}, Python {raw['python']}; `{raw['command']}` at commit {raw['commit']}.\n",
+            section(raw["marginal"], "n", "### Marginal\n\nTime of the others over ours."),
             section(
                 raw["classes"],
                 "classes",
-                f"## Class-conditional, n = {raw['class_n']}\n\nTime of the others over ours.",
+                f"### Class-conditional, n = {raw['class_n']}\n\nTime of the others over ours.",
             ),
-            "## Peak memory\n\nMost memory held during a step, over the bytes of the features of both sides.\n",
+            "### Peak memory\n\nMost memory held during a step, over the bytes of the features of both sides.\n",
             table(["n", *names], rows),
         ]
     )
@@ -201,6 +210,12 @@ def machine() -> str:
     return f"{name or platform.processor()} ({platform.machine()}, {platform.system()})"
 
 
+def commit() -> str:
+    """The code's commit, with a + where files were changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
 def measure(quick: bool) -> dict[str, Any]:
     sizes = [16, 64, 256] if quick else [16, 64, 256, 1024, 4096]
     class_n, counts = (256, [2, 10, 77]) if quick else (1024, [2, 10, 77, 1000])
@@ -208,6 +223,7 @@ def measure(quick: bool) -> dict[str, Any]:
         "machine": machine(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "commit": commit(),
         "command": "python benchmarks/losses.py" + " --quick" * quick,
         "class_n": class_n,
         "marginal": {},
@@ -234,13 +250,15 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.ones(30 * 2**18)  # freed at once; 30 MB, just below the C library's limit
     raw = measure(args.quick)
-    text = page(raw)
+    print(tables_of(raw))
     out = args.out or (None if args.quick else Path(__file__).parent.parent / "docs")
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "performance-losses.md").write_text(text)
-        (out / "performance-losses.json").write_text(json.dumps(raw, indent=1) + "\n")
-    print(text)
+        file = out / "performance-losses.json"
+        machines = json.loads(file.read_text()) if file.exists() else {}
+        machines[raw["machine"]] = raw
+        file.write_text(json.dumps(machines, indent=1) + "\n")
+        (out / "performance-losses.md").write_text(page(machines))
 
 
 if __name__ == "__main__":

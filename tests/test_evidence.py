@@ -12,7 +12,16 @@ import tasks
 import torch
 from measures import expected_calibration_error, nc1
 from methods import METHODS, one_half_loss, settings
-from networks import SmallCNN, add_dropout, build_network, find_head
+from networks import (
+    ENCODERS,
+    SmallCNN,
+    add_dropout,
+    build_network,
+    collate_states,
+    find_head,
+    frozen_states,
+    load_tokenizer,
+)
 from pairs import compare, holm
 from plan import ABLATIONS
 from rivals import (
@@ -270,18 +279,33 @@ def test_networks_have_a_head_for_every_class(network):
     row = {"pixel_values": torch.zeros(1, 28, 28)}
     model = build_network(network, 7, row)
     text = {"input_ids": torch.tensor([[101, 7592, 102]])}
+    if network == "minilm-last2":
+        text = {"inputs_embeds": torch.randn(1, 3, 384)}
     inputs = text if "minilm" in network else {"pixel_values": torch.randn(2, 1, 28, 28)}
     seen = []
     find_head(model).register_forward_hook(lambda *call: seen.append(call[2]))
     assert model.eval()(**inputs)["logits"] is seen[-1]
     assert seen[-1].shape[1] == 7
     trained = {name for name, weights in model.named_parameters() if weights.requires_grad}
-    parts = {"minilm-lora": ("lora_", "classifier"), "minilm-last2": ("layer.4", "layer.5", "pooler", "classifier")}
+    parts = {"minilm-lora": ("lora_", "classifier")}
     expected = parts.get(network, ("",))
     assert trained == {name for name, _ in model.named_parameters() if any(part in name for part in expected)} - {
         "base_model.model.classifier.original_module.weight",
         "base_model.model.classifier.original_module.bias",
     }
+
+
+def test_the_last_layers_on_frozen_states_are_the_whole_encoder():
+    texts = ["one two three four five", "six", "seven eight"]
+    tokens = load_tokenizer(ENCODERS["minilm"])(texts)
+    rows = [{"input_ids": ids, "labels": label} for label, ids in enumerate(tokens["input_ids"])]
+    batch = collate_states(frozen_states(ENCODERS["minilm"], rows))
+    whole, last = (build_network(name, 3, {}).eval() for name in ("minilm", "minilm-last2"))
+    last.classifier.load_state_dict(whole.classifier.state_dict())
+    padded = load_tokenizer(ENCODERS["minilm"])(texts, padding=True, return_tensors="pt")
+    expected = whole(**padded, labels=batch["labels"])
+    torch.testing.assert_close(last(**batch)["logits"], expected["logits"], atol=1e-5, rtol=0)
+    assert len(last.bert.encoder.layer) == 2
 
 
 def test_all_methods_start_from_the_same_weights_and_take_the_same_steps():

@@ -67,7 +67,6 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
             dataloader_pin_memory=False,
             remove_unused_columns=False,
             use_cpu=not torch.cuda.is_available(),
-            bf16=task.is_text,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import load_dataset
-from networks import ENCODERS, build_network, load_tokenizer
+from networks import ENCODERS, build_network, collate_states, frozen_states, load_tokenizer
 from sklearn.datasets import load_digits
 from transformers import DataCollatorWithPadding, default_data_collator
 
@@ -74,7 +74,7 @@ class Task:
 
     def load(self, folders: dict[str, str]) -> Data:
         encoder = ENCODERS[self.network.split("-")[0]] if self.is_text else None
-        return load_data(self.data, folders.get(self.data), encoder)
+        return load_data(self.data, folders.get(self.data), encoder, self.network.endswith("-last2"))
 
     def build(self, data: Data) -> torch.nn.Module:
         return build_network(self.network, data.classes, data.pool[0])
@@ -102,8 +102,15 @@ class Task:
 
 
 @lru_cache
-def load_data(name: str, folder: str | None, encoder: str | None) -> Data:
-    """A data set from scikit-learn, from a folder, or from the Hub."""
+def load_data(name: str, folder: str | None, encoder: str | None, frozen: bool = False) -> Data:
+    """A data set from scikit-learn, from a folder, or from the Hub.
+
+    Args:
+        name: one of `digits` and the keys of `HUB`.
+        folder: where its files are, if not on the Hub.
+        encoder: of a data set of texts.
+        frozen: rows of texts hold the hidden states of the encoder's frozen layers.
+    """
     if name == "fashion_mnist" and folder is None and Path(FASHION_MNIST).exists():
         folder = FASHION_MNIST
     if name == "digits":
@@ -120,6 +127,8 @@ def load_data(name: str, folder: str | None, encoder: str | None) -> Data:
         raise ValueError(f"no data set {name!r}; there are digits, {', '.join(HUB)}")
     pool, test = (text_rows(*split, encoder) if encoder else image_rows(*split) for split in splits)
     collator = DataCollatorWithPadding(load_tokenizer(encoder)) if encoder else default_data_collator
+    if encoder and frozen:
+        pool, test, collator = frozen_states(encoder, pool), frozen_states(encoder, test), collate_states
     return Data(pool, test, 1 + max(row["labels"] for row in pool), collator)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from itra_hf.losses._pairs import Pairs, tile_rows
 
-SMALL = 16384  # elements of a tile whose cost is that of its operations, not of its bytes
+SMALL = 6400  # elements of a tile up to which one `exp` of all powers costs less than squaring them in turn
 COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 
 
