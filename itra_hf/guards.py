@@ -8,7 +8,7 @@ than its norm says. Before the task is learned, shrinking costs it little; so th
 import torch
 from torch import Tensor
 
-LEARNED = 0.8  # the progress at which the cap is fully open
+LEARNED = 40.0  # the excess odds at which the cap is fully open; of ten classes the right one then has 82 %
 
 
 def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -27,51 +27,52 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
     return 1.0 if step >= warmup_steps else step / warmup_steps
 
 
-def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
-    """How far the model has learned its classes: the probability it gives to the right one, above chance.
+def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
-    Over rows of class y and K classes, `sum (p(y) - 1/K) / (1 - 1/K)` and the number of rows: 0 for a model that
-    guesses, 1 for one that is sure and right. Labels that are no classes do not tell, and count as half learned.
+    `odds(p) = p / (1 - p)`. With the mean probability p of the right one of K classes this is `(K p - 1) / (1 - p)`: 0 for a model that guesses,
+    without bound for one that is sure and right. Labels that are no classes do not tell, and count as a quarter of
+    what opens the cap.
 
     Args:
         logits: `[rows, K]`, if the model returned them.
         labels: `[rows]`, if there are any; others than 0 to K-1 are left out.
 
     Returns:
-        `[2]`, to be added up over micro-batches and ranks; the quotient is the progress.
+        `[2]`, the sums over rows of `K p - 1` and of `1 - p`, to be added up over micro-batches and ranks; the quotient
+        is the excess.
 
     Example:
-        >>> total, rows = progress(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1]))
-        >>> print(f"{total / rows:.2f}")
-        0.50
+        >>> above, missing = excess_odds(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1]))
+        >>> print(f"{above / missing:.2f}")  # p = 3/4: odds of 3 to 1 instead of 1 to 1
+        2.00
     """
     if logits is None or labels is None or not _are_classes(labels, logits):
         given = labels if logits is None else logits
-        return torch.tensor([0.5, 1.0], device=None if given is None else given.device)
+        return torch.tensor([LEARNED / 4, 1.0], device=None if given is None else given.device)
     classes = logits.shape[-1]
-    probabilities = logits.detach().float().softmax(-1)
     known = (labels >= 0) & (labels < classes)
+    probabilities = logits.detach().float().softmax(-1)
     right = probabilities.gather(-1, (labels.long() * known)[..., None])[..., 0]
-    above_chance = (right * classes - 1) / (classes - 1)
-    return torch.stack([(above_chance * known).sum(), known.sum()])
+    return torch.stack([((classes * right - 1) * known).sum(), ((1 - right) * known).sum()])
 
 
 def _are_classes(labels: Tensor, logits: Tensor) -> bool:
     return not labels.is_floating_point() and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1
 
 
-def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ratio: float) -> Tensor:
+def capped_weight(weight: float, squared_norms: Tensor, excess: Tensor, max_ratio: float) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
     `min(weight, max_ratio * opening * |task gradient| / |matching gradient|)`, where
-    `opening = min(1, odds(progress) / odds(0.8))` and `odds(p) = p / (1 - p)`.
+    `opening = min(1, excess_odds / 40)`.
 
     So a model that still learns is hardly matched, while one that is done is matched with the strength of its task.
 
     Args:
         weight: the weight that is asked for.
         squared_norms: `[2]`, the squared norms of the task's and of the unweighted matching's feature gradient.
-        progress: `[2]`, its sum and the number of rows; no rows count as half learned.
+        excess: `[2]`, the sums of `excess_odds`; no rows count as labels that are no classes.
         max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`, once the task is learned.
 
     Returns:
@@ -79,16 +80,17 @@ def capped_weight(weight: float, squared_norms: Tensor, progress: Tensor, max_ra
 
     Example:
         >>> norms = torch.tensor([4.0, 400.0])
-        >>> capped_weight(1.0, norms, progress=torch.tensor([8.0, 8.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, norms, excess=torch.tensor([80.0, 1.0]), max_ratio=1.0)
         tensor(0.1000)
-        >>> capped_weight(1.0, norms, progress=torch.tensor([4.0, 8.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, norms, excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
         tensor(0.0250)
-        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), progress=torch.tensor([4.0, 8.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
         tensor(1.)
     """
     task, matching = squared_norms.sqrt().unbind()
-    learned = torch.where(progress[1] > 0, progress[0] / progress[1], 0.5).clamp(0, LEARNED)
-    opening = learned * (1 - LEARNED) / ((1 - learned) * LEARNED)
+    above, missing = excess
+    unknown = (above == 0) & (missing == 0)
+    opening = torch.where(unknown, 0.25, above / (LEARNED * missing)).clamp(0, 1)
     limit = max_ratio * opening * task / matching
     return torch.where(matching > 0, limit.clamp(max=weight), weight)
 

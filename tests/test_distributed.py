@@ -186,7 +186,7 @@ def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results
     assert trainer["forward"] == []
     # in the first step alone: do the ranks' labels agree, and how many rows have they?
     first = 2 * ["c10d::allgather_"]
-    each = ["c10d::allgather_", "c10d::allreduce_"]  # features with labels; norms and progress for the cap
+    each = ["c10d::allgather_", "c10d::allreduce_"]  # features with labels; norms and odds for the cap
     assert ours["forward"] == first + 4 * each
     assert whole["forward"] == first + 2 * each  # once in an optimizer step of two micro-batches
 

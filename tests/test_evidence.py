@@ -38,12 +38,15 @@ from rivals import (
 )
 from runs import HERE, Run, execute, planned, run_all
 from scipy import stats
-from summarise import ROOT, current, headline, page, readme_with
+from summarise import ROOT, current, headline, page, readme_with, tried
+from tables import tried_table
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from tune import best
+
+from itra_hf import guards
 
 
 @pytest.fixture
@@ -416,7 +419,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
         for run in planned(["digits-100/cnn"], [method], list(range(4)), "test"):
             measures = dict.fromkeys(("macro_f1", "ece", "nc1", "scatter", "step_seconds", "memory"), 0.5)
             accuracy = level + run.seed * (0.002 if method == "itra" else 0.0)
-            rows.append({**run._asdict(), "accuracy": accuracy, "loss": 1 - level, **measures})
+            rows.append({**run._asdict(), "machine": "an abacus", "accuracy": accuracy, "loss": 1 - level, **measures})
     stale = {**rows[4], "accuracy": 0.1, "settings": {**rows[4]["settings"], "matching_weight": 7.0}}
     tuning = {**rows[4], "accuracy": 0.1, "split": "validation"}
     results = tmp_path / "results.jsonl"
@@ -428,7 +431,30 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| 4 / 0 / 0 | -10 % |" in text
     assert "- better: digits-100/cnn (+2.30)" in text
     assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
+    assert "ran with one thread a run on: an abacus." in text
     assert "+2.30 points on average" in headline(current(results))
+
+
+def test_what_was_tried_is_compared_with_trainer_at_the_same_options(tmp_path):
+    names = ["trainer", "trainer:label_smoothing_factor=0.1", "itra:label_smoothing_factor=0.1,matching_weight=3"]
+    rows = []
+    for level, name in enumerate(names):
+        for run in planned(["digits-100/cnn"], [name], [100, 101], "validation"):
+            accuracy = 0.8 + level / 100 + run.seed % 2 / 1000 * level
+            rows.append({**run._asdict(), "accuracy": accuracy, "loss": 1.0 + level, "ece": 0.5, "scatter": 0.5})
+    results = tmp_path / "tried.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = tried_table(tried(results))
+    # gains of 1.0 and 1.1 points; standard error 0.05, t of one degree of freedom 12.706
+    assert f"| `{names[2]}` | `{names[1]}` | 2 | +1.05 (+0.41 to +1.69) | 2 / 0 / 0 | +50 % | +0 % |" in lines[3]
+    assert len([line for line in lines if line]) == 4  # and a row for label smoothing alone, and the head
+
+
+def test_the_cap_opens_where_a_run_says(monkeypatch):
+    monkeypatch.setattr(guards, "LEARNED", guards.LEARNED)
+    planned_runs = planned(["digits-100/cnn"], ["itra:fully_open_at=0.05"], [0], "test", [{"max_steps": 1}])
+    execute(next(planned_runs), {})
+    assert guards.LEARNED == 0.05
 
 
 def test_readme_takes_the_headline_between_its_marks():

@@ -46,7 +46,7 @@ def test_bfloat16_losses_stay_within_one_percent_of_float32_on_a_real_encoder(tm
     for key in ("loss", "task_loss", "matching_loss"):
         assert losses[1][key] == pytest.approx(losses[0][key], rel=0.01), key
         assert losses[1][key] != losses[0][key]
-    assert fmean(losses[0]["matching_weight"][-10:]) > 0.005  # the cap is open
+    assert fmean(losses[0]["matching_weight"][-10:]) > 0.002  # the cap is open
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

@@ -288,8 +288,8 @@ def test_the_cap_bounds_the_matchings_gradient_at_the_features(tmp_path, model, 
     norms = [torch.autograd.grad(loss, full, retain_graph=True)[0].norm().item() for loss in (task, mmd)]
     classes = probabilities.shape[1]
     right = probabilities[torch.arange(len(rows)), batch["labels"]].mean().item()
-    progress = (right - 1 / classes) / (1 - 1 / classes)
-    expected = 2.0 * min(1.0, progress / (1 - progress) / 4) * norms[0] / norms[1]
+    odds_over_chance = right / (1 - right) * (classes - 1)
+    expected = 2.0 * min(1.0, (odds_over_chance - 1) / 40) * norms[0] / norms[1]
     assert expected > 1e-3
 
     options = {"matching_weight": 50.0, "matching_warmup_ratio": 0.0, "matching_max_grad_ratio": 2.0}

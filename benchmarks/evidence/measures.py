@@ -1,12 +1,15 @@
 """What is measured of a trained model, all of it on rows that it was not trained on."""
 
+import platform
 import resource
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional
@@ -32,6 +35,16 @@ class StepCost(TrainerCallback):
 
     def measured(self) -> dict[str, float]:
         return {"step_seconds": statistics.median(self.seconds), "memory": peak_memory() - self._memory}
+
+
+def machine() -> str:
+    """What a run's time depends on: processor or GPU, torch and transformers."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    processor = f"{len(names)} cores of {names[0]}" if names else platform.processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    return f"{device}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def peak_memory() -> float:

@@ -14,11 +14,12 @@ from itra_hf import ITRATrainer
 from itra_hf.config import MatchingArguments
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
-BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2, 4e-2), "weight_decay": (0.01, 0.3, 1.0)}  # with images
+BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2, 4e-2), "weight_decay": (0.01, 0.3, 1.0)}  # of the small CNN
+DEEPER_BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2), "weight_decay": (0.01, 0.3)}  # of ResNet and ViT
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
-# rows alone.
-OWN_OPTIONS = ("dropout", "strength", "one_half")
+# rows alone, the progress at which the cap is fully open.
+OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def text_network(encoder: str, classes: int, how: str) -> nn.Module:
 
 @torch.no_grad()
 def frozen_states(encoder: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of tokens, with the hidden states `[tokens, d]` below the trained layers, in evaluation mode, for the ids."""
+    """Rows with what the layers below the trained ones give, `[tokens, d]` in evaluation mode, in place of the ids."""
     model = AutoModel.from_pretrained(encoder).eval()
     model.encoder.layer = model.encoder.layer[:-TRAINED_LAYERS]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # little to pad

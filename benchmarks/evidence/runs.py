@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measures import StepCost, measure
+from measures import StepCost, machine, measure
 from methods import OWN_OPTIONS, find_method, one_half_loss, settings
 from networks import add_dropout
 from plan import reported_seeds
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf import ITRAConfig
+from itra_hf import ITRAConfig, guards
 
 HERE = Path(__file__).parent
 TUNED = HERE / "tuned.json"
@@ -54,6 +54,7 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     model = task.build(data)
     if "dropout" in own:
         add_dropout(model, own["dropout"])
+    guards.LEARNED = own.get("fully_open_at", guards.LEARNED)  # a process has one run
     extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
     if own.get("one_half"):
         extra["compute_loss_func"] = one_half_loss
@@ -83,7 +84,14 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
         costs = cost.measured()
         scores = measure(trainer, measured)
         fit = measure(trainer, train[:1000])
-    return {**run._asdict(), **scores, **costs, "train_accuracy": fit["accuracy"], "train_loss": fit["loss"]}
+    return {
+        **run._asdict(),
+        "machine": machine(),
+        **scores,
+        **costs,
+        "train_accuracy": fit["accuracy"],
+        "train_loss": fit["loss"],
+    }
 
 
 def _execute(job: tuple[Run, dict[str, str]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from plan import ABLATIONS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
 from runs import HERE, Run, planned, read_results, read_tuned
-from tables import Results, ablation_table, column, family, main_table, table, task_tables
+from tables import Results, ablation_table, column, family, main_table, table, task_tables, tried_table
 
 ROOT = HERE.parents[1]
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
@@ -30,6 +30,14 @@ def current(path: Path) -> Results:
         for task in order
         if task in found
     }
+
+
+def tried(path: Path) -> Results:
+    """The results on validation rows of what was tried, by task and method."""
+    found: Results = defaultdict(lambda: defaultdict(dict))
+    for row in read_results(path).values():
+        found[row["task"]][row["method"]][row["seed"]] = row
+    return found
 
 
 def verdicts(results: Results) -> list[str]:
@@ -95,7 +103,10 @@ def page(results: Results) -> str:
         for method, values in methods.items()
     ]
     text = (HERE / "evidence.md").read_text()
+    machines = {row["machine"] for methods in results.values() for own in methods.values() for row in own.values()}
     parts = {
+        "machines": ["; ".join(sorted(machines))],
+        "tried": tried_table(tried(HERE / "tried.jsonl")),
         "verdicts": verdicts(results),
         "main": main_table(results),
         "tasks": task_tables(results),

@@ -106,6 +106,32 @@ def ablation_table(results: Results) -> list[str]:
     )
 
 
+def tried_table(results: Results) -> list[str]:
+    """What was tried against Trainer at the same learning rate, and with the label smoothing that it has itself."""
+    rows = []
+    for task, methods in results.items():
+        for method, own in methods.items():
+            base = reference(method)
+            if base == method or base not in methods:
+                continue
+            pair = compare(column(own, "accuracy"), column(methods[base], "accuracy"))
+            gain, _, counts = gain_cells(pair, pair.p)
+            changes = [change(methods, method, base, name) for name in ("loss", "ece", "scatter")]
+            rows.append([task, f"`{method}`", f"`{base}`", str(pair.seeds), gain, counts, *changes])
+    header = ["task", "method", "against", "seeds", "gain (95 %)", "w / t / l", "test loss", "calibration error"]
+    return table([*header, "scatter ratio"], rows)
+
+
+def reference(method: str) -> str:
+    """Trainer with those options of a method that Trainer has, too; of Trainer with options, Trainer."""
+    name, _, options = method.partition(":")
+    if name == "trainer":
+        return name
+    shared = ("learning_rate", "max_steps", "label_smoothing_factor", "dropout")
+    kept = [option for option in options.split(",") if option.startswith(shared)]
+    return "trainer" + ":" * bool(kept) + ",".join(kept)
+
+
 def print_means(rows: list[dict[str, Any]]) -> None:
     """A table on the screen; gains are against the first method."""
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)

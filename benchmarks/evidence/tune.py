@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from methods import BASELINE, METHODS, TEXT_BASELINE
+from methods import BASELINE, DEEPER_BASELINE, METHODS, TEXT_BASELINE
 from runs import TUNED, planned, read_tuned, run_all
 from tasks import Task
 
@@ -31,7 +31,8 @@ def tune(
 
 
 def _baseline(task: str) -> list[dict[str, Any]]:
-    grid = TEXT_BASELINE if Task(task).is_text else BASELINE
+    deeper = TEXT_BASELINE if Task(task).is_text else DEEPER_BASELINE
+    grid = BASELINE if Task(task).network == "cnn" else deeper
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
