@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor
 
 from itra_hf.losses import class_conditional_mmd, joint_mmd, marginal_mmd
@@ -201,13 +202,6 @@ def tables_of(raw: dict[str, Any]) -> str:
             table(["n", *names], rows),
         ]
     )
-
-
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return f"{name or platform.processor()} ({platform.machine()}, {platform.system()})"
 
 
 def commit() -> str:

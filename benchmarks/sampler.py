@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import machine
 
 from itra_hf import ClassPairedSampler
 
@@ -58,7 +59,8 @@ def main() -> None:
     lines = ["| rows | classes | torch.randperm | ClassPairedSampler | ratio | peak memory, int64 arrays |"]
     lines.append("|---|---|---|---|---|---|")
     lines += [measure(*setting) for setting in SETTINGS]
-    text = f"Medians of {ROUNDS} rounds, torch {torch.__version__}, one thread. `python benchmarks/sampler.py`\n\n"
+    text = f"Medians of {ROUNDS} rounds, torch {torch.__version__}, one thread of {machine()}. "
+    text += "`python benchmarks/sampler.py`\n\n"
     text += "\n".join(lines)
     print(text)
     page = Path(__file__).parent.parent / "docs" / "performance-sampler.md"

@@ -136,9 +136,10 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 1.0, once the model gives the right class 80 % of its probability above chance. Before, the
-            cap is tighter, in proportion to the odds of the right class: a quarter of that share at 50 % (and always
-            where labels are no classes). `None` (on a command line: `inf`) switches it off.
+            task's, default 1.0, once the odds of the right class are 41 times those of a guess (of ten classes it then
+            has 82 %, of two 98 %). Before, the cap is tighter, in proportion to how far these odds lie above a guess's;
+            where labels are no classes it is a quarter of that share. `None` (on a command line: `inf`) switches it
+            off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, default 5.

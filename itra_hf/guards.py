@@ -30,9 +30,9 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
 def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
-    `odds(p) = p / (1 - p)`. With the mean probability p of the right one of K classes this is `(K p - 1) / (1 - p)`: 0 for a model that guesses,
-    without bound for one that is sure and right. Labels that are no classes do not tell, and count as a quarter of
-    what opens the cap.
+    `odds(p) = p / (1 - p)`, and p is the mean probability of the right one of K classes; this is `(K p - 1) / (1 - p)`.
+    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no classes do
+    not tell, and count as a quarter of what opens the cap.
 
     Args:
         logits: `[rows, K]`, if the model returned them.

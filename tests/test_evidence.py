@@ -40,6 +40,7 @@ from runs import HERE, Run, execute, planned, run_all
 from scipy import stats
 from summarise import ROOT, current, headline, page, readme_with, tried
 from tables import tried_table
+from targets import targets
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
@@ -448,6 +449,33 @@ def test_what_was_tried_is_compared_with_trainer_at_the_same_options(tmp_path):
     # gains of 1.0 and 1.1 points; standard error 0.05, t of one degree of freedom 12.706
     assert f"| `{names[2]}` | `{names[1]}` | 2 | +1.05 (+0.41 to +1.69) | 2 / 0 / 0 | +50 % | +0 % |" in lines[3]
     assert len([line for line in lines if line]) == 4  # and a row for label smoothing alone, and the head
+
+
+def test_targets_are_held_against_what_came_out():
+    def seeds(*accuracies, **measures):
+        return {seed: {"accuracy": value, **measures} for seed, value in enumerate(accuracies)}
+
+    plain = {"loss": 1.0, "scatter": 0.4}
+    results = {
+        "digits-100/cnn": {
+            "trainer": seeds(0.900, 0.910, **plain),
+            "itra": seeds(0.904, 0.914001, loss=0.84, scatter=0.31),
+        },
+        "banking77-5shot/minilm-last2": {
+            "trainer": seeds(0.75, 0.76),
+            "itra": seeds(0.76, 0.772),
+            "label_smoothing": seeds(0.77, 0.77),
+            "itra+label_smoothing": seeds(0.77, 0.78),
+        },
+        "sst2-200/minilm-last2": {"trainer": seeds(0.80, 0.82), "itra": seeds(0.80, 0.813)},
+    }
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in targets(results)[2:] if line]
+    # gains of 0.4; 1.0 and 1.2; 0.0 and 1.0; 0.0 and -0.7
+    expected = [
+        *(["1 of 1", "no"], ["+0.40", "no"], ["-16.0 %", "yes"], ["-22.5 %", "no"]),
+        *(["+1.10", "yes"], ["+0.50", "no"], ["-0.35", "no"]),
+    ]
+    assert rows == expected
 
 
 def test_the_cap_opens_where_a_run_says(monkeypatch):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from plan import ABLATIONS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
 from runs import HERE, Run, planned, read_results, read_tuned
 from tables import Results, ablation_table, column, family, main_table, table, task_tables, tried_table
+from targets import targets
 
 ROOT = HERE.parents[1]
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
@@ -109,6 +110,7 @@ def page(results: Results) -> str:
         "tried": tried_table(tried(HERE / "tried.jsonl")),
         "verdicts": verdicts(results),
         "main": main_table(results),
+        "targets": targets(results),
         "tasks": task_tables(results),
         "ablations": ablation_table(results),
         "tuned": table(["task", "method", "chosen"], tuned),
