@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import run as command
 import runs
 import tasks
 import torch
@@ -360,6 +361,26 @@ def test_a_killed_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert executed == [json.loads(lines[1])["method"]]
     assert results.read_text().splitlines(keepends=True)[0] == lines[0]
     assert {row["method"] for row in second} == set(methods)
+
+
+def test_without_methods_all_are_run_and_the_ablations_on_their_tasks(monkeypatch):
+    asked = []
+
+    def note(runs, results, folders, workers):
+        asked.extend(runs)
+        return []
+
+    monkeypatch.setattr(command, "run_all", note)
+    monkeypatch.setattr(command, "print_means", list)
+    every = {name: {m.knob: m.grid[0]} for name, m in METHODS.items() if m.knob}
+    tasks = ("digits-100/cnn", "digits-300/cnn")
+    monkeypatch.setattr(runs, "read_tuned", lambda: dict.fromkeys(tasks, every))
+    command.main(["--tasks", *tasks, "--seeds", "0"])
+    done = {task: {run.method for run in asked if run.task == task} for task in tasks}
+    assert done == {tasks[0]: set(METHODS), tasks[1]: {*METHODS, *ABLATIONS.values()}}
+    asked.clear()
+    command.main(["--tasks", tasks[1], "--methods", "trainer", "--seeds", "0"])
+    assert [run.method for run in asked] == ["trainer"]
 
 
 def test_changed_settings_are_run_anew():

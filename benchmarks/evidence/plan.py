@@ -51,7 +51,7 @@ ABLATIONS = {
     "one half supervised": "itra:one_half=true",
     "class pairing alone": "itra:matching_weight=1e-9",
 }
-ABLATION_TASKS = ["digits-300/cnn", "fashion_mnist-1000/cnn", "banking77-5shot/minilm"]
+ABLATION_TASKS = ["digits-300/cnn", "fashion_mnist-1000/cnn", "banking77-5shot/minilm-last2"]
 
 # Which method should beat which. The first family answers the main question, so it is corrected by itself.
 MAIN = [("itra", "trainer")]

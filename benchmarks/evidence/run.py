@@ -11,7 +11,15 @@ Tasks are names as in plan.py, or its groups: low-data, images, texts, hub.
 import argparse
 from pathlib import Path
 
-from plan import GROUPS, METHODS_REPORTED, QUICK_METHODS, QUICK_TASKS, TUNING_SEEDS
+from plan import (
+    ABLATION_TASKS,
+    ABLATIONS,
+    GROUPS,
+    METHODS_REPORTED,
+    QUICK_METHODS,
+    QUICK_TASKS,
+    TUNING_SEEDS,
+)
 from runs import HERE, planned, run_all
 from tables import print_means
 from tasks import FILES
@@ -21,7 +29,7 @@ from tune import tune
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["images"])
-    parser.add_argument("--methods", nargs="+", default=METHODS_REPORTED)
+    parser.add_argument("--methods", nargs="+", help="default: all, with the ablations on their tasks")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tune", action="store_true", help="choose the settings, and write them to tuned.json")
     parser.add_argument("--quick", action="store_true", help="two tasks, seven methods, five seeds, into outputs/")
@@ -33,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     folders = {name: getattr(args, name) for name in FILES if getattr(args, name)}
     tasks = [task for name in args.tasks for task in GROUPS.get(name, [name])]
-    methods, seeds, results = args.methods, args.seeds, HERE / "results.jsonl"
+    methods, seeds, results = args.methods or METHODS_REPORTED, args.seeds, HERE / "results.jsonl"
     if args.tune:
         results = args.results or HERE / "tuning.jsonl"
         tune(tasks, methods, seeds or TUNING_SEEDS, results, folders, args.workers)
@@ -45,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
             list(range(5)),
             Path("outputs/evidence-quick.jsonl"),
         )
-    runs = planned(tasks, methods, seeds, "validation" if args.validation else "test")
+    split = "validation" if args.validation else "test"
+    runs = [*planned(tasks, methods, seeds, split)]
+    if not args.methods and not args.quick:
+        runs += planned([task for task in tasks if task in ABLATION_TASKS], [*ABLATIONS.values()], seeds, split)
     print_means(run_all(runs, args.results or results, folders, args.workers))
 
 

@@ -1,6 +1,7 @@
 """Tables of the results: for the page in Markdown, for the screen in columns."""
 
 from collections import defaultdict
+from math import isnan
 from statistics import mean, stdev
 from typing import Any
 
@@ -27,10 +28,11 @@ def family(results: Results, pairs: list[tuple[str, str]]) -> dict[tuple[str, st
 
 
 def change(methods: dict[str, Any], ours: str, theirs: str, measure: str) -> str:
-    """By how much a measure's mean over the common seeds changes, in percent."""
+    """By how much a measure's mean over the common seeds changes, in percent; nothing where features collapsed."""
     seeds = sorted(set(methods[ours]) & set(methods[theirs]))
     means = [mean(methods[name][seed][measure] for seed in seeds) for name in (ours, theirs)]
-    return f"{100 * (means[0] / means[1] - 1):+.0f} %"
+    ratio = means[0] / means[1]
+    return "" if isnan(ratio) else f"{100 * (ratio - 1):+.0f} %"
 
 
 def spread(rows: dict[int, dict[str, Any]], measure: str, scale: float = 1.0, digits: int = 1) -> str:
