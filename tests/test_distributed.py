@@ -19,7 +19,8 @@ from itra_hf import ClassPairedSampler
 from itra_hf.diagnostics import compactness
 from itra_hf.distributed import BatchGatherer, sum_over_ranks
 
-LEARNT = {"learnable": True, "learning_rate": 1.0, "max_steps": 15}  # far enough for the cap to open wide
+# Far enough for the cap to open wide; for three classes its share is larger than the default.
+LEARNT = {"learnable": True, "learning_rate": 1.0, "max_steps": 15, "matching_max_grad_ratio": 10 / 3}
 ACCUMULATED = {"rows_per_step": 8, "gradient_accumulation_steps": 2}
 ONE_CLASS_PER_RANK = {"one_class_per_rank": True, "train_sampling_strategy": "sequential"}
 COUNTING = {"model": "counting"}
@@ -67,6 +68,7 @@ ERRORS = {
 NOT_A_NUMBER = {"not_a_number": [24], "train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
 DIVERGED = {"diverged": NOT_A_NUMBER | {"max_steps": 3}}
 MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 10, "learning_rate": 0.2} | ACCUMULATED
+MICRO_BATCH["matching_max_grad_ratio"] = LEARNT["matching_max_grad_ratio"]
 WHOLE = {"micro_batch": MICRO_BATCH, "step": MICRO_BATCH | {"matching_scope": "optimizer_step"}}
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["BertLayer"]}
 SHARDED = {f"sharded_{name}": changes | {"fsdp": True, "fsdp_config": FSDP2} for name, changes in WHOLE.items()}

@@ -79,21 +79,31 @@ def _small(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tenso
     return kernel.sum(), s.mm(x)
 
 
-def _slopes(e: Tensor, label: Tensor | None, left: Tensor, right: Tensor, k: int, slope: Tensor) -> Tensor:
-    """Return sum W sum_p E^(2^p), and turn `e`, the exponent of E, into W sum_p 2^p E^(2^p), p < k.
+def _row_sums(power: Tensor, label: Tensor | None, right: Tensor, careful: bool) -> Tensor:
+    """Return power * label @ right; `careful` where all terms share a factor, whose rounding a product would add up."""
+    if label is None:
+        return power.mv(right)
+    weighed = power * label
+    return weighed.mul_(right).sum(1) if careful else weighed.mv(right)
+
+
+def _slopes(
+    e: Tensor, label: Tensor | None, left: Tensor, right: Tensor, k: int, slope: Tensor, careful: bool
+) -> Tensor:
+    """Return the row sums of W/left sum_p E^(2^p), and turn `e`, the exponent of E, into W sum_p 2^p E^(2^p), p < k.
 
     W_ij = left_i right_j label_ij, where no label means 1; `slope` is room of the shape of `e`.
     """
     power = torch.exp(e, out=slope)
-    sums = (power if label is None else power * label).mv(right)
+    sums = _row_sums(power, label, right, careful)
     for p in range(1, k):
         power = torch.mul(power, power, out=e)
         slope.add_(power, alpha=2.0**p)
-        sums.addmv_(power if label is None else power * label, right)
+        sums.add_(_row_sums(power, label, right, careful))
     torch.outer(left, right, out=e).mul_(slope)
     if label is not None:
         e.mul_(label)
-    return left.dot(sums)
+    return sums
 
 
 def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tuple[Tensor, Tensor]:
@@ -101,9 +111,15 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tup
 
     Large tiles suit the matrix products; for the powers they are cut into strips, which fit a CPU's cache.
     """
-    value, rows, ones, grad = x.new_zeros(()), torch.zeros_like(half), torch.ones_like(half), torch.zeros_like(x)
+    if not pairs.tiles:
+        return x.new_zeros(()), torch.zeros_like(x)
+    unit = pairs.weight.abs().max().clamp_(min=torch.finfo(x.dtype).tiny)
+    weight = pairs.weight / unit  # mostly 1 and -1: sums of them are exact
+    wide = x.dtype if x.device.type == "mps" else torch.float64  # for terms that cancel
+    value = x.new_zeros((), dtype=wide)
+    rows, ones, grad = torch.zeros_like(half), torch.ones_like(half), torch.zeros_like(x)
     strip = tile_rows(x.device).square ** 2
-    largest = max(((i.stop - i.start) * (j.stop - j.start) for i, j in pairs.tiles), default=0)
+    largest = max((i.stop - i.start) * (j.stop - j.start) for i, j in pairs.tiles)
     room, slope = x.new_empty(largest), x.new_empty(min(largest, strip))  # for all tiles: fresh pages cost time
     for i, j in pairs.tiles:
         shape = (i.stop - i.start, j.stop - j.start)
@@ -112,13 +128,13 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tup
         for start in range(i.start, i.stop, step):
             r = slice(start, min(start + step, i.stop))
             e = s if r == i else s[r.start - i.start : r.stop - i.start]
-            part = _slopes(
-                e, pairs.label_tile(r, j), pairs.weight[r], pairs.weight[j], k, slope[: e.numel()].view_as(e)
-            )
-            value.add_(part, alpha=1.0 if i == j else 2.0)
+            label, careful = pairs.label_tile(r, j), pairs.correction is not None
+            sums = _slopes(e, label, weight[r], weight[j], k, slope[: e.numel()].view_as(e), careful)
+            value.add_(weight[r].to(wide).dot(sums.to(wide)), alpha=1.0 if i == j else 2.0)
         if with_grad:
             _add_slopes(s, x, rows, ones, grad, i, j)
-    return value, grad
+    square = unit * unit
+    return value.mul_(square), grad.mul_(square)
 
 
 def _add_slopes(s: Tensor, x: Tensor, rows: Tensor, ones: Tensor, grad: Tensor, i: slice, j: slice) -> None:
@@ -156,7 +172,7 @@ class _MMD(torch.autograd.Function):
                 if pairs.order is not None:
                     grad = x.new_zeros(shape).index_copy_(0, pairs.order, grad)
                 ctx.save_for_backward(grad, c.mul_(2.0 / k))
-        return value.div_(k)
+        return value.div_(k).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
