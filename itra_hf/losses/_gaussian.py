@@ -114,7 +114,7 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tup
     if not pairs.tiles:
         return x.new_zeros(()), torch.zeros_like(x)
     unit = pairs.weight.abs().max().clamp_(min=torch.finfo(x.dtype).tiny)
-    weight = pairs.weight / unit  # mostly 1 and -1: sums of them are exact
+    left, right = pairs.weight * unit, pairs.weight / unit  # right is mostly 1 and -1: sums of them are exact
     wide = x.dtype if x.device.type == "mps" else torch.float64  # for terms that cancel
     value = x.new_zeros((), dtype=wide)
     rows, ones, grad = torch.zeros_like(half), torch.ones_like(half), torch.zeros_like(x)
@@ -129,12 +129,11 @@ def _walk(x: Tensor, half: Tensor, pairs: Pairs, k: int, with_grad: bool) -> tup
             r = slice(start, min(start + step, i.stop))
             e = s if r == i else s[r.start - i.start : r.stop - i.start]
             label, careful = pairs.label_tile(r, j), pairs.correction is not None
-            sums = _slopes(e, label, weight[r], weight[j], k, slope[: e.numel()].view_as(e), careful)
-            value.add_(weight[r].to(wide).dot(sums.to(wide)), alpha=1.0 if i == j else 2.0)
+            sums = _slopes(e, label, left[r], right[j], k, slope[: e.numel()].view_as(e), careful)
+            value.add_(left[r].to(wide).dot(sums.to(wide)), alpha=1.0 if i == j else 2.0)
         if with_grad:
             _add_slopes(s, x, rows, ones, grad, i, j)
-    square = unit * unit
-    return value.mul_(square), grad.mul_(square)
+    return value, grad
 
 
 def _add_slopes(s: Tensor, x: Tensor, rows: Tensor, ones: Tensor, grad: Tensor, i: slice, j: slice) -> None:
