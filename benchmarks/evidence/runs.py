@@ -6,10 +6,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from contrast import contrastive_discrepancy
 from measures import StepCost, machine, measure
 from methods import OWN_OPTIONS, find_method, one_half_loss, settings
 from networks import add_dropout
@@ -58,6 +60,8 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
     if own.get("one_half"):
         extra["compute_loss_func"] = one_half_loss
+    if "contrast" in own:
+        extra["matching_loss"] = partial(contrastive_discrepancy, contrast=own["contrast"])
     with tempfile.TemporaryDirectory() as folder:
         args = ITRAConfig(
             folder,
