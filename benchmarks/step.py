@@ -2,10 +2,11 @@
 
     python benchmarks/step.py [accumulation]
 
-Both train in one process, a step of one and a step of the other in turn, each in one thread; what counts is the
-CPU time of a step over that of the step just before. Peak memory is that of a process of its own for each trainer. A second table holds a whole optimizer step of accumulated micro-batches
-matched as one batch beside ITRATrainer's plain accumulation. Prints the tables and writes them to
-docs/performance-step.md; with `accumulation` it measures the second table alone.
+Both train in one process, a step of one and a step of the other in turn, each in one thread; what counts is the CPU
+time of a step over that of the step just before. Peak memory is that of a process of its own for each trainer. A second
+table holds a whole optimizer step of accumulated micro-batches matched as one batch beside ITRATrainer's plain
+accumulation. Prints the tables and writes them to docs/performance-step.md; with `accumulation` it measures the second
+table alone.
 """
 
 import json

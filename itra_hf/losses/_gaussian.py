@@ -79,12 +79,14 @@ def _small(x: Tensor, half: Tensor, pairs: Pairs, k: int) -> tuple[Tensor, Tenso
     return kernel.sum(), s.mm(x)
 
 
-def _row_sums(power: Tensor, label: Tensor | None, right: Tensor, careful: bool) -> Tensor:
-    """Return power * label @ right; `careful` where all terms share a factor, whose rounding a product would add up."""
+def _add_row_sums(sums: Tensor, power: Tensor, label: Tensor | None, right: Tensor, careful: bool) -> None:
+    """Add power * label @ right; `careful` where all terms share a factor, whose rounding a product would add up."""
     if label is None:
-        return power.mv(right)
-    weighed = power * label
-    return weighed.mul_(right).sum(1) if careful else weighed.mv(right)
+        sums.addmv_(power, right)
+    elif careful:
+        sums.add_((power * label).mul_(right).sum(1))
+    else:
+        sums.addmv_(power * label, right)
 
 
 def _slopes(
@@ -95,11 +97,12 @@ def _slopes(
     W_ij = left_i right_j label_ij, where no label means 1; `slope` is room of the shape of `e`.
     """
     power = torch.exp(e, out=slope)
-    sums = _row_sums(power, label, right, careful)
+    sums = torch.zeros_like(left)
+    _add_row_sums(sums, power, label, right, careful)
     for p in range(1, k):
         power = torch.mul(power, power, out=e)
         slope.add_(power, alpha=2.0**p)
-        sums.add_(_row_sums(power, label, right, careful))
+        _add_row_sums(sums, power, label, right, careful)
     torch.outer(left, right, out=e).mul_(slope)
     if label is not None:
         e.mul_(label)
