@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+IN_TWO := --numprocesses 2 --dist loadfile  # the tests of a file share what takes long to make
 
 .PHONY: install demo test test-oldest lint format docs figures notebook coverage bench-collapse bench-dropout bench-losses \
 	bench-sampler bench-step evidence evidence-quick
@@ -16,7 +17,7 @@ demo: install
 	$(BIN)/python examples/image_classification.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_TWO)
 
 .venv/docs-installed: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
@@ -37,7 +38,7 @@ notebook: install
 	touch $@
 
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest $(IN_TWO)
 
 lint: install
 	$(BIN)/ruff check .

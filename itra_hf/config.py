@@ -131,7 +131,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             attended tokens; `"auto"` (default) is the mean. The head's input needs no pooling.
         gather_features: match the features of all ranks (default), or of each rank apart.
         matching_scope: under gradient accumulation, match within each `"micro_batch"` (default) or across the whole
-            `"optimizer_step"`, as if it were one batch: about a third more time, the memory of one micro-batch.
+            `"optimizer_step"`, as if it were one batch: a third to a half more time, the memory of one micro-batch.
 
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
