@@ -136,9 +136,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 1.0, once the task is learned: when the right one of ten classes has 82 %, of two 99.7 %, of
-            77 7 %. Before, the cap is tighter, in proportion to how far its odds lie above those of a guess; where
-            labels are no classes it is a quarter of that share. `None` (on a command line: `inf`) switches it
+            task's, default 1.0, once the odds of the right class are 41 times those of a guess (of ten classes it then
+            has 82 %, of two 98 %). Before, the cap is tighter, in proportion to how far these odds lie above a guess's;
+            where labels are no classes it is a quarter of that share. `None` (on a command line: `inf`) switches it
             off.
 
     The kernel:

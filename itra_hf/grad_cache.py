@@ -16,7 +16,7 @@ from torch import Tensor
 
 from itra_hf.features import logits_of
 from itra_hf.gradients import task_squared_norm
-from itra_hf.guards import progress
+from itra_hf.guards import excess_odds
 from itra_hf.matching import Matching
 
 ForwardPass = Callable[[Any], tuple[Tensor, Any, Tensor, Tensor | None]]
@@ -92,14 +92,14 @@ def cache_gradients(
     features: list[Tensor] = []
     all_labels: list[Tensor] = []
     random_states: list[RandomState] = []
-    task_norm, learned, spreads = torch.zeros((), device=device), torch.zeros(2, device=device), []
+    task_norm, excess, spreads = torch.zeros((), device=device), torch.zeros(2, device=device), []
     for micro_batch in micro_batches:
         random_states.append(RandomState.capture(device))
         with matching.features.cut():
             task_loss, outputs, rows, labels = forward(micro_batch)
             if matching.is_capped(ramped):
                 task_norm += task_squared_norm(task_loss, matching.features, rows, outputs, labels, model, scale)
-                learned += progress(logits_of(outputs), labels)
+                excess += excess_odds(logits_of(outputs), labels)
                 spreads.append(_spread(rows, matching.features.inputs))
         features.append(rows.detach())
         if labels is not None:
@@ -115,7 +115,7 @@ def cache_gradients(
 
     def measure() -> Tensor:
         matching_norm = (torch.cat(spreads) * gradient.square().sum(1)).sum() * scale**2
-        return torch.stack([task_norm, matching_norm, *learned])
+        return torch.stack([task_norm, matching_norm, *excess])
 
     weight = matching.weight(ramped, measure, rows)
     gradients = list((weight * gradient).split([len(part) for part in features]))

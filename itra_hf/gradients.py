@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from itra_hf.features import HeadInput, logits_of
-from itra_hf.guards import progress
+from itra_hf.guards import excess_odds
 from itra_hf.reader import FeatureReader
 
 
@@ -92,7 +92,7 @@ def cap_measures(
     model: nn.Module,
     scale: Tensor | float,
 ) -> Tensor:
-    """What the cap goes by, `[4]`: the squared norms of both gradients at the head's full input, and the progress.
+    """What the cap goes by, `[4]`: the squared norms of both gradients at the head's full input, and the excess odds.
 
     The arguments are those of `task_squared_norm`. The norms, of the task's and of the matching's gradient, are 0
     where the matching moves nothing: the features are frozen, or its loss does not depend on them.
@@ -101,7 +101,7 @@ def cap_measures(
     if matching is None:
         return torch.zeros(4, device=task_loss.device)
     task = task_squared_norm(task_loss, features, rows, outputs, labels, model, scale)
-    return torch.stack([task, matching, *progress(logits_of(outputs), labels)])
+    return torch.stack([task, matching, *excess_odds(logits_of(outputs), labels)])
 
 
 def _squares(gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ than its norm says. Before the task is learned, shrinking costs it little; so th
 import torch
 from torch import Tensor
 
-LEARNED = 360.0  # the progress at which the cap is fully open; of ten classes the right one then has 82 %
+LEARNED = 40.0  # the excess odds at which the cap is fully open; of ten classes the right one then has 82 %
 
 
 def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -27,24 +27,24 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
     return 1.0 if step >= warmup_steps else step / warmup_steps
 
 
-def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
-    """How much is learned: by how much the odds of the right class lie above those of a guess, times the other classes.
+def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
-    `(C - 1) * (odds(p) / odds(1/C) - 1)`, where `odds(p) = p / (1 - p)`, and p is the mean probability of the right one
-    of C classes; this is `(C - 1) * (C p - 1) / (1 - p)`. It is 0 for a model that guesses, and without bound for one
-    that is sure and right. Labels that are no classes do not tell, and count as a quarter of what opens the cap.
+    `odds(p) = p / (1 - p)`, and p is the mean probability of the right one of K classes; this is `(K p - 1) / (1 - p)`.
+    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no classes do
+    not tell, and count as a quarter of what opens the cap.
 
     Args:
-        logits: `[rows, C]`, if the model returned them.
-        labels: `[rows]`, if there are any; others than 0 to C-1 are left out.
+        logits: `[rows, K]`, if the model returned them.
+        labels: `[rows]`, if there are any; others than 0 to K-1 are left out.
 
     Returns:
-        `[2]`, the sums over rows of `(C - 1) * (C p - 1)` and of `1 - p`, to be added up over micro-batches and ranks;
-        the quotient is the progress.
+        `[2]`, the sums over rows of `K p - 1` and of `1 - p`, to be added up over micro-batches and ranks; the quotient
+        is the excess.
 
     Example:
-        >>> learned, missing = progress(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1]))
-        >>> print(f"{learned / missing:.2f}")  # p = 3/4: odds of 3 to 1 instead of 1 to 1
+        >>> above, missing = excess_odds(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1]))
+        >>> print(f"{above / missing:.2f}")  # p = 3/4: odds of 3 to 1 instead of 1 to 1
         2.00
     """
     if logits is None or labels is None or not _are_classes(labels, logits):
@@ -54,25 +54,25 @@ def progress(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     known = (labels >= 0) & (labels < classes)
     probabilities = logits.detach().float().softmax(-1)
     right = probabilities.gather(-1, (labels.long() * known)[..., None])[..., 0]
-    return torch.stack([((classes - 1) * (classes * right - 1) * known).sum(), ((1 - right) * known).sum()])
+    return torch.stack([((classes * right - 1) * known).sum(), ((1 - right) * known).sum()])
 
 
 def _are_classes(labels: Tensor, logits: Tensor) -> bool:
     return not labels.is_floating_point() and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1
 
 
-def capped_weight(weight: float, squared_norms: Tensor, learned: Tensor, max_ratio: float) -> Tensor:
+def capped_weight(weight: float, squared_norms: Tensor, excess: Tensor, max_ratio: float) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
     `min(weight, max_ratio * opening * |task gradient| / |matching gradient|)`, where
-    `opening = min(1, progress / 360)`.
+    `opening = min(1, excess_odds / 40)`.
 
     So a model that still learns is hardly matched, while one that is done is matched with the strength of its task.
 
     Args:
         weight: the weight that is asked for.
         squared_norms: `[2]`, the squared norms of the task's and of the unweighted matching's feature gradient.
-        learned: `[2]`, the sums of `progress`; no rows count as labels that are no classes.
+        excess: `[2]`, the sums of `excess_odds`; no rows count as labels that are no classes.
         max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`, once the task is learned.
 
     Returns:
@@ -80,15 +80,15 @@ def capped_weight(weight: float, squared_norms: Tensor, learned: Tensor, max_rat
 
     Example:
         >>> norms = torch.tensor([4.0, 400.0])
-        >>> capped_weight(1.0, norms, learned=torch.tensor([720.0, 1.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, norms, excess=torch.tensor([80.0, 1.0]), max_ratio=1.0)
         tensor(0.1000)
-        >>> capped_weight(1.0, norms, learned=torch.tensor([90.0, 1.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, norms, excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
         tensor(0.0250)
-        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), learned=torch.tensor([90.0, 1.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
         tensor(1.)
     """
     task, matching = squared_norms.sqrt().unbind()
-    above, missing = learned
+    above, missing = excess
     unknown = (above == 0) & (missing == 0)
     opening = torch.where(unknown, 0.25, above / (LEARNED * missing)).clamp(0, 1)
     limit = max_ratio * opening * task / matching

@@ -139,13 +139,13 @@ class Matching:
         Args:
             ramped: the weight after the ramp.
             measure: gives `[4]`, what the cap goes by on this rank: the squared norms of the task's and the matching's
-                feature gradient, and the progress; called only where a cap is kept.
+                feature gradient, and the excess odds; called only where a cap is kept.
             like: any tensor of the step.
         """
         if self.args.matching_max_grad_ratio is None or not self.is_capped(ramped):
             return like.new_tensor(ramped, dtype=torch.float32)
-        squared_norms, learned = sum_over_ranks(measure()).split(2)
-        return capped_weight(ramped, squared_norms, learned, self.args.matching_max_grad_ratio)
+        squared_norms, excess = sum_over_ranks(measure()).split(2)
+        return capped_weight(ramped, squared_norms, excess, self.args.matching_max_grad_ratio)
 
     def note(self, task_loss: Tensor, matching_loss: Tensor, weight: Tensor, share: float) -> None:
         """Add a micro-batch to what is to be logged; it is this share of an optimizer step."""

@@ -56,8 +56,7 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     model = task.build(data)
     if "dropout" in own:
         add_dropout(model, own["dropout"])
-    if "fully_open_at" in own:
-        guards.LEARNED = own["fully_open_at"] * (data.classes - 1)  # a process has one run
+    guards.LEARNED = own.get("fully_open_at", guards.LEARNED)  # a process has one run
     extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
     if own.get("one_half"):
         extra["compute_loss_func"] = one_half_loss
