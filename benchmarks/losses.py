@@ -1,11 +1,11 @@
 """Time and memory of the matching losses against their peers: python benchmarks/losses.py [--quick]
 
-One process, one thread. The contenders of a size run in turn, in an order that is shuffled for each
-round, since what ran before leaves the caches full or empty; each round gives one ratio of process CPU
-time to ours, and the tables hold medians over the rounds. Every time is forward and backward. A peer
-that is not installed is reported as such. Before all, a large block is given back, as happens in
-training: from then on the C library keeps what is freed, and no contender pays for fresh memory pages
-in each step.
+One process, one thread. In each round every contender meets ours in a pair, one right after the other, so
+that both find the machine alike; the order of pairs and within a pair is shuffled, since what ran before
+leaves the caches full or empty. A pair gives one ratio of process CPU times, and the tables hold medians
+over the rounds. Every time is forward and backward. A peer that is not installed is reported as such.
+Before all, a large block is given back, as happens in training: from then on the C library keeps what is
+freed, and no contender pays for fresh memory pages in each step.
 """
 
 from __future__ import annotations
@@ -114,19 +114,22 @@ def cpu_time(run: Run, repeats: int) -> float:
 
 def compare(runs: dict[str, Run | None], rounds: int, repeats: int) -> dict[str, Any]:
     """Return {name: milliseconds and ratio to the first name, medians over rounds}."""
-    names = [name for name, run in runs.items() if run]
+    ours, *others = [name for name, run in runs.items() if run]
     ready = {name: run for name, run in runs.items() if run}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        cpu_time(ready[name], 1)
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    ratios: dict[str, list[float]] = {name: [] for name in others}
+    for run in ready.values():
+        cpu_time(run, 1)
     order = random.Random(0)  # noqa: S311
     for _ in range(rounds):
-        for name in order.sample(names, len(names)):
-            times[name].append(cpu_time(ready[name], repeats))
-    ours = times[names[0]]
+        for other in order.sample(others, len(others)):
+            pair = {name: cpu_time(ready[name], repeats) for name in order.sample([ours, other], 2)}
+            ratios[other].append(pair[other] / pair[ours])
+            for name, seconds in pair.items():
+                times[name].append(seconds)
     out: dict[str, Any] = dict.fromkeys(runs, MISSING)
     for name, t in times.items():
-        ratio = statistics.median(a / b for a, b in zip(t, ours, strict=True))
+        ratio = statistics.median(ratios[name]) if name in ratios else 1.0
         out[name] = {"ms": statistics.median(t) * 1e3, "ratio": ratio, "rounds": rounds}
     return out
 
@@ -151,7 +154,7 @@ def peak_over_features(run: Run | None, n: int) -> float | str:
 
 def effort(n: int) -> tuple[int, int]:
     """Return (rounds, repeats in a round)."""
-    return {16: (41, 20), 64: (41, 10), 256: (61, 2), 1024: (31, 1)}.get(n, (7, 1))
+    return {16: (41, 20), 64: (41, 10), 256: (41, 2), 1024: (21, 1)}.get(n, (5, 1))
 
 
 def cell(value: Any, form: str = "{:.2f}") -> str:
@@ -177,9 +180,10 @@ def page(machines: dict[str, dict[str, Any]]) -> str:
     """The last measurement of every machine that `performance-losses.json` holds."""
     intro = (
         "# Performance of the losses\n\nForward and backward, float32, features `[n, 768]` on each side, process CPU "
-        "time, one thread, medians over interleaved rounds. The roof is two dense matrix products of the same shape. "
-        "A figure above 1 x means that the other takes longer than ours. Which is faster, matrix products or what is "
-        "done to each element, depends on the processor; so each machine that was measured has its tables.\n"
+        "time, one thread, medians over rounds, in each of which ours ran just before or after the other. The roof is "
+        "two dense matrix products of the same shape. A figure above 1 x means that the other takes longer than ours. "
+        "Which is faster, matrix products or what is done to each element, depends on the processor; so each machine "
+        "that was measured has its tables.\n"
     )
     return "\n".join([intro, *map(tables_of, machines.values())])
 
