@@ -114,8 +114,8 @@ def cpu_time(run: Run, repeats: int) -> float:
 
 def compare(runs: dict[str, Run | None], rounds: int, repeats: int) -> dict[str, Any]:
     """Return {name: milliseconds and ratio to the first name, medians over rounds}."""
-    ours, *others = [name for name, run in runs.items() if run]
     ready = {name: run for name, run in runs.items() if run}
+    ours, *others = ready
     times: dict[str, list[float]] = {name: [] for name in ready}
     ratios: dict[str, list[float]] = {name: [] for name in others}
     for run in ready.values():

@@ -84,7 +84,7 @@ class ManyClasses(tiny.Mlp):
         self.head = nn.Linear(64, classes)
 
 
-def test_a_large_weight_does_no_harm_where_a_third_of_many_classes_labels_is_wrong(tmp_path):
+def test_a_large_weight_does_little_harm_where_a_third_of_many_classes_labels_is_wrong(tmp_path):
     generator, classes = torch.Generator().manual_seed(0), 100
     centres = torch.randn(classes, 32, generator=generator) * 0.9
     right = torch.arange(3000) % classes

@@ -5,12 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def kernel(z: Tensor, num_bandwidths: int = 5) -> Tensor:
-    """`[n, n]`, the mixture of Gaussians with the package's mean rule, whose gradient does not pass the bandwidth."""
+def kernel(z: Tensor) -> Tensor:
+    """`[n, n]`, five Gaussians with the package's mean rule; no gradient passes through the bandwidth."""
     squares = (z[:, None] - z).square().sum(-1)
     bandwidth = squares.detach().sum() / (len(z) * (len(z) - 1))
-    half = num_bandwidths // 2
-    return torch.stack([torch.exp(-squares / (2.0**q * bandwidth)) for q in range(-half, half + 1)]).mean(0)
+    return torch.stack([torch.exp(-squares / (2.0**q * bandwidth)) for q in range(-2, 3)]).mean(0)
 
 
 def contrastive_discrepancy(
