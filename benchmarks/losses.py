@@ -154,7 +154,7 @@ def peak_over_features(run: Run | None, n: int) -> float | str:
 
 def effort(n: int) -> tuple[int, int]:
     """Return (rounds, repeats in a round)."""
-    return {16: (41, 20), 64: (41, 10), 256: (41, 2), 1024: (21, 1)}.get(n, (5, 1))
+    return {16: (41, 20), 64: (41, 10), 256: (41, 2), 1024: (21, 1)}.get(n, (11, 1))
 
 
 def cell(value: Any, form: str = "{:.2f}") -> str:
