@@ -13,9 +13,10 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, set_seed
 
-from itra_hf.compare import RESULT, SettingsError, compare, table
+from itra_hf.compare import RESULT, SettingsError, compare
 from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
+from itra_hf.differences import table
 from itra_hf.tasks import TaskArguments, load_task
 from itra_hf.trainer import ITRATrainer
 

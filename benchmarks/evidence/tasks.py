@@ -129,7 +129,8 @@ def load_data(name: str, folder: str | None, encoder: str | None, frozen: bool =
     collator = DataCollatorWithPadding(load_tokenizer(encoder)) if encoder else default_data_collator
     if encoder and frozen:
         pool, test, collator = frozen_states(encoder, pool), frozen_states(encoder, test), collate_states
-        test.sort(key=lambda row: len(row["inputs_embeds"]))  # little to pad
+    if encoder:
+        test.sort(key=lambda row: len(row["inputs_embeds" if frozen else "input_ids"]))  # little to pad
     return Data(pool, test, 1 + max(row["labels"] for row in pool), collator)
 
 

@@ -1,0 +1,81 @@
+"""Paired differences between Trainer's scores and ITRATrainer's, and what they say."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+SIDES = ("Trainer", "ITRATrainer")
+
+
+def paired_differences(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each score, ITRATrainer's minus Trainer's by the seed, and the 95 % confidence interval of the mean.
+
+    The interval is Student's: mean +- t * s / sqrt(n), with s the standard deviation of the n differences and t the
+    0.975 quantile of n - 1 degrees of freedom. It is None for fewer than two seeds, and where all differences are the
+    same to the bit: then nothing is known of their spread.
+
+    Args:
+        runs: as in `runs.jsonl`; seeds without both runs, and scores that are not finite, are left out.
+
+    Example:
+        >>> runs = [{"seed": s, "trainer": name, "metrics": {"accuracy": value}}
+        ...         for s, pair in enumerate([(0.5, 0.75), (0.5, 0.5), (0.25, 0.5)])
+        ...         for name, value in zip(("Trainer", "ITRATrainer"), pair)]
+        >>> found = paired_differences(runs)["accuracy"]
+        >>> found["values"], round(found["low"], 3), round(found["high"], 3)
+        ([0.25, 0.0, 0.25], -0.192, 0.525)
+    """
+    scores: dict[str, dict[tuple[str, int], float]] = {}
+    for run in runs:
+        for metric, value in run["metrics"].items():
+            if value is not None:
+                scores.setdefault(metric, {})[run["trainer"], run["seed"]] = value
+    found = {}
+    for metric, by_run in scores.items():
+        seeds = sorted({seed for _, seed in by_run if all((name, seed) in by_run for name in SIDES)})
+        if seeds:
+            plain, itra = (np.array([by_run[name, seed] for seed in seeds]) for name in SIDES)
+            values = itra - plain
+            low = high = None
+            if np.ptp(values) > 0:
+                half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(values)
+                low, high = float(values.mean() - half), float(values.mean() + half)
+            means = {"trainer": float(plain.mean()), "itra": float(itra.mean()), "difference": float(values.mean())}
+            found[metric] = {"seeds": seeds, "values": values.tolist(), **means, "low": low, "high": high}
+    return found
+
+
+def judge(metric: str, greater_is_better: bool, found: dict[str, Any] | None) -> tuple[str, str]:
+    """The verdict, `"helps"`, `"hurts"` or `"cannot tell"`, and a sentence that says why.
+
+    Example:
+        >>> judge("loss", False, {"seeds": [1, 2, 3], "difference": -0.3, "low": -0.5, "high": -0.1})[0]
+        'helps'
+    """
+    if found is None or found["low"] is None:
+        count = len(found["seeds"]) if found else 0
+        why = "all differences are the same" if count > 1 else "an interval needs two"
+        return "cannot tell", f"It cannot tell from {_count(count)}: {why}. Take more --seeds."
+    low, high, mean = found["low"], found["high"], found["difference"]
+    interval = f"(95 % confidence interval {low:+.4f} to {high:+.4f})"
+    seeds = _count(len(found["seeds"]))
+    if low <= 0 <= high:
+        told = f"the {metric} differs by {mean:+.4f} on average {interval}, which may be chance"
+        return "cannot tell", f"It cannot tell from {seeds}: {told}. More --seeds narrow the interval."
+    verdict, better = ("helps", "better") if (low > 0) == greater_is_better else ("hurts", "worse")
+    return verdict, f"The matching {verdict}: over {seeds}, the {metric} is {better} by {abs(mean):.4f} {interval}."
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed" + "s" * (seeds != 1)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores side by side, for a terminal."""
+    lines = [f"{'':<16}{'Trainer':>12}{'ITRATrainer':>13}{'difference':>12}   95 % interval"]
+    for metric, found in result["differences"].items():
+        interval = "" if found["low"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}"
+        means = f"{found['trainer']:>12.4f}{found['itra']:>13.4f}{found['difference']:>+12.4f}"
+        lines.append(f"{metric:<16}{means}   {interval}")
+    return "\n".join(lines)
