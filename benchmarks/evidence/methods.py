@@ -19,8 +19,9 @@ DEEPER_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "weight_deca
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
 LORA_BASELINE = {"learning_rate": (3e-3, 1e-2, 3e-2), "weight_decay": (0.01,)}
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
-# rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes.
-OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast")
+# rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the
+# processes that share each batch.
+OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast", "ranks")
 
 
 @dataclass(frozen=True)

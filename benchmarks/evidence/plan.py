@@ -41,16 +41,21 @@ FORMS = ["itra_marginal", "itra_joint", "itra_tuned", "itra_marginal_tuned", "it
 ON_TOP = ["itra+label_smoothing", "itra+dropout"]
 METHODS_REPORTED = [*DEFAULT, *RIVALS, *ON_TOP, *FORMS]
 
-ABLATIONS = {
-    "no cap": "itra:matching_max_grad_ratio=null",
-    "no ramp": "itra:matching_warmup_ratio=0",
-    "neither cap nor ramp": "itra:matching_max_grad_ratio=null,matching_warmup_ratio=0",
-    "random pairing": "itra:pairing=random",
-    "unbiased estimator": "itra:unbiased=true",
-    "one bandwidth": "itra:num_bandwidths=1",
-    "one half supervised": "itra:one_half=true",
-    "class pairing alone": "itra:matching_weight=1e-9",
+ON_RANKS = "itra:ranks=2"
+ABLATIONS = {  # a change, the method that has it, and what it is compared with
+    "no cap": ("itra:matching_max_grad_ratio=null", "itra"),
+    "no ramp": ("itra:matching_warmup_ratio=0", "itra"),
+    "neither cap nor ramp": ("itra:matching_max_grad_ratio=null,matching_warmup_ratio=0", "itra"),
+    "random pairing": ("itra:pairing=random", "itra"),
+    "unbiased estimator": ("itra:unbiased=true", "itra"),
+    "one bandwidth": ("itra:num_bandwidths=1", "itra"),
+    "one half supervised": ("itra:one_half=true", "itra"),
+    "class pairing alone": ("itra:matching_weight=1e-9", "itra"),
+    "two ranks": (ON_RANKS, "itra"),
+    "two ranks, each by itself": (f"{ON_RANKS},gather_features=false", ON_RANKS),
 }
+ABLATED = list(ABLATIONS.values())
+ABLATION_METHODS = [method for method, _ in ABLATED]
 ABLATION_TASKS = ["digits-300/cnn", "fashion_mnist-1000/cnn", "banking77-5shot/minilm-last2"]
 
 # Which method should beat which. The first family answers the main question, so it is corrected by itself.
@@ -59,7 +64,6 @@ OTHERS = [
     *((method, "trainer") for method in (*RIVALS, *FORMS)),
     *(("itra+label_smoothing", "label_smoothing"), ("itra+dropout", "dropout")),
 ]
-ABLATED = [(method, "itra") for method in ABLATIONS.values()]
 
 QUICK_TASKS = ["digits-100/cnn", "digits-300/cnn"]
 QUICK_METHODS = [*DEFAULT, "half_batch", "label_smoothing", "dropout", *ON_TOP]

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from plan import (
+    ABLATION_METHODS,
     ABLATION_TASKS,
-    ABLATIONS,
     GROUPS,
     METHODS_REPORTED,
     QUICK_METHODS,
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     split = "validation" if args.validation else "test"
     runs = [*planned(tasks, methods, seeds, split)]
     if not args.methods and not args.quick:
-        runs += planned([task for task in tasks if task in ABLATION_TASKS], [*ABLATIONS.values()], seeds, split)
+        runs += planned([task for task in tasks if task in ABLATION_TASKS], ABLATION_METHODS, seeds, split)
     print_means(run_all(runs, args.results or results, folders, args.workers))
 
 

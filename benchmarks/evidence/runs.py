@@ -1,105 +1,27 @@
-"""A run, from its settings to its measures, and many of them, resumable."""
+"""Many runs, resumable."""
 
 import json
 import multiprocessing
 import sys
-import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from contrast import contrastive_discrepancy
-from measures import StepCost, machine, measure
-from methods import OWN_OPTIONS, find_method, one_half_loss, settings
-from networks import add_dropout
+from methods import settings
+from on_ranks import launch
+from one_run import Run, execute
 from plan import reported_seeds
 from tasks import Task
 from tqdm import tqdm
-from transformers import PrinterCallback, set_seed
-from transformers.utils import logging
-
-from itra_hf import ITRAConfig, guards
 
 HERE = Path(__file__).parent
 TUNED = HERE / "tuned.json"
 
 
-class Run(NamedTuple):
-    """One training; `key` tells it from all others."""
-
-    task: str
-    method: str
-    seed: int
-    split: str
-    settings: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return json.dumps(self, sort_keys=True)
-
-
-def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
-    """Train and measure; the seed decides the training rows, the initial weights and the order."""
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore")
-    task, (method, _) = Task(run.task), find_method(run.method)
-    data = task.load(folders)
-    train, measured = task.draw(data, run.seed, run.split == "validation")
-    own = {name: value for name, value in run.settings.items() if name in OWN_OPTIONS}
-    options = {name: value for name, value in run.settings.items() if name not in OWN_OPTIONS}
-    set_seed(run.seed)
-    model = task.build(data)
-    if "dropout" in own:
-        add_dropout(model, own["dropout"])
-    guards.LEARNED = own.get("fully_open_at", guards.LEARNED)  # a process has one run
-    extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
-    if own.get("one_half"):
-        extra["compute_loss_func"] = one_half_loss
-    if "contrast" in own:
-        extra["matching_loss"] = partial(contrastive_discrepancy, contrast=own["contrast"])
-    with tempfile.TemporaryDirectory() as folder:
-        args = ITRAConfig(
-            folder,
-            seed=run.seed,
-            warmup_steps=0.1,
-            per_device_eval_batch_size=256,
-            dataloader_drop_last=True,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
-            **options,
-        )
-        cost = StepCost()
-        trainer = method.trainer(
-            model, args, data_collator=data.collator, train_dataset=train, callbacks=[cost], **extra
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        costs = cost.measured()
-        scores = measure(trainer, measured)
-        fit = measure(trainer, train[:1000])
-    return {
-        **run._asdict(),
-        "machine": machine(),
-        **scores,
-        **costs,
-        "train_accuracy": fit["accuracy"],
-        "train_loss": fit["loss"],
-    }
-
-
 def _execute(job: tuple[Run, dict[str, str]]) -> dict[str, Any]:
-    return execute(*job)
+    run, folders = job
+    return launch(run, folders) if run.settings.get("ranks", 1) > 1 else execute(run, folders)
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:

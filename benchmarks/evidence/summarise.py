@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
-from plan import ABLATIONS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
+from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
 from runs import HERE, Run, planned, read_results, read_tuned
 from tables import Results, ablation_table, column, family, main_table, table, task_tables, tried_table
 from targets import targets
@@ -25,7 +25,7 @@ def current(path: Path) -> Results:
         run = Run(*(row[name] for name in Run._fields))
         if run in planned([run.task], [run.method], None, "test"):
             found[run.task][run.method][run.seed] = row
-    order = [*ALL_TASKS, *METHODS_REPORTED, *ABLATIONS.values()]
+    order = [*ALL_TASKS, *METHODS_REPORTED, *ABLATION_METHODS]
     return {
         task: {method: found[task][method] for method in order if method in found[task]}
         for task in order

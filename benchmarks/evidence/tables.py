@@ -93,13 +93,13 @@ def task_tables(results: Results) -> list[str]:
 
 
 def ablation_table(results: Results) -> list[str]:
-    names = {method: name for name, method in ABLATIONS.items()}
+    names = {method: (name, reference) for name, (method, reference) in ABLATIONS.items()}
     rows = [
         [
-            names[method],
+            names[method][0],
             task,
             *gain_cells(comparison, p),
-            *(change(results[task], method, "itra", m) for m in ("loss", "scatter")),
+            *(change(results[task], method, names[method][1], m) for m in ("loss", "scatter")),
         ]
         for (task, method), (comparison, p) in family(results, ABLATED).items()
     ]
