@@ -42,8 +42,8 @@ from rivals import (
 )
 from runs import HERE, planned, run_all
 from scipy import stats
-from summarise import ROOT, current, headline, page, readme_with, tried
-from tables import tried_table
+from summarise import ROOT, by_method, current, headline, page, readme_with
+from tables import tried_table, tuned_table
 from targets import targets
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
@@ -501,10 +501,18 @@ def test_what_was_tried_is_compared_with_trainer_at_the_same_options(tmp_path):
             rows.append({**run._asdict(), "accuracy": accuracy, "loss": 1.0 + level, "ece": 0.5, "scatter": 0.5})
     results = tmp_path / "tried.jsonl"
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = tried_table(tried(results))
+    lines = tried_table(by_method(results))
     # gains of 1.0 and 1.1 points; standard error 0.05, t of one degree of freedom 12.706
     assert f"| `{names[2]}` | `{names[1]}` | 2 | +1.05 (+0.41 to +1.69) | 2 / 0 / 0 | +50 % | +0 % |" in lines[3]
     assert len([line for line in lines if line]) == 4  # and a row for label smoothing alone, and the head
+
+
+def test_what_was_tuned_stands_with_its_seeds():
+    runs_of = {"trainer": {100: {}, 101: {}}, "dropout": {100: {}}}
+    chosen = {"trainer": {"learning_rate": 0.02, "weight_decay": 1.0}, "dropout": {"dropout": 0.3}}
+    lines = tuned_table({"digits-100/cnn": chosen}, {"digits-100/cnn": runs_of})[2:]
+    assert "| digits-100/cnn | trainer | learning_rate 0.02, weight_decay 1 | 2 |" in lines
+    assert "| digits-100/cnn | dropout | dropout 0.3 | 1 |" in lines
 
 
 def test_targets_are_held_against_what_came_out():

@@ -11,7 +11,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
 from runs import HERE, Run, planned, read_results, read_tuned
-from tables import Results, ablation_table, column, family, main_table, table, task_tables, tried_table
+from tables import Results, ablation_table, column, family, main_table, task_tables, tried_table, tuned_table
 from targets import targets
 
 ROOT = HERE.parents[1]
@@ -33,8 +33,8 @@ def current(path: Path) -> Results:
     }
 
 
-def tried(path: Path) -> Results:
-    """The results on validation rows of what was tried, by task and method."""
+def by_method(path: Path) -> Results:
+    """All results of a file by task, method and seed; of several settings of a method, the last."""
     found: Results = defaultdict(lambda: defaultdict(dict))
     for row in read_results(path).values():
         found[row["task"]][row["method"]][row["seed"]] = row
@@ -97,23 +97,18 @@ def forest(results: Results, path: Path) -> None:
 
 
 def page(results: Results) -> str:
-    tuned = [
-        [task, method, ", ".join(f"{name} {value:g}" for name, value in values.items())]
-        for task, methods in read_tuned().items()
-        if task in results
-        for method, values in methods.items()
-    ]
+    tuned = {task: methods for task, methods in read_tuned().items() if task in results}
     text = (HERE / "evidence.md").read_text()
     machines = {row["machine"] for methods in results.values() for own in methods.values() for row in own.values()}
     parts = {
         "machines": ["; ".join(sorted(machines))],
-        "tried": tried_table(tried(HERE / "tried.jsonl")),
+        "tried": tried_table(by_method(HERE / "tried.jsonl")),
         "verdicts": verdicts(results),
         "main": main_table(results),
         "targets": targets(results),
         "tasks": task_tables(results),
         "ablations": ablation_table(results),
-        "tuned": table(["task", "method", "chosen"], tuned),
+        "tuned": tuned_table(tuned, by_method(HERE / "tuning.jsonl")),
     }
     for name, lines in parts.items():
         text = text.replace(f"{{{name}}}", "\n".join(lines))

@@ -134,6 +134,16 @@ def reference(method: str) -> str:
     return "trainer" + ":" * bool(kept) + ",".join(kept)
 
 
+def tuned_table(tuned: dict[str, dict[str, dict[str, float]]], tuning: Results) -> list[str]:
+    """What was chosen for each task and method, and over how many seeds."""
+    rows = [
+        [task, method, ", ".join(f"{name} {value:g}" for name, value in values.items()), str(len(tuning[task][method]))]
+        for task, methods in tuned.items()
+        for method, values in methods.items()
+    ]
+    return table(["task", "method", "chosen", "seeds"], rows)
+
+
 def print_means(rows: list[dict[str, Any]]) -> None:
     """A table on the screen; gains are against the first method."""
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
