@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from methods import BASELINE, DEEPER_BASELINE, LORA_BASELINE, METHODS, TEXT_BASELINE
+from methods import BASELINE, DEEPER_BASELINE, FULL_BASELINE, LORA_BASELINE, METHODS, TEXT_BASELINE
 from runs import TUNED, planned, read_tuned, run_all
 from tasks import Task
 
@@ -34,8 +34,10 @@ def _baseline(task: str) -> list[dict[str, Any]]:
     network = Task(task).network
     if Task(task).is_text:
         grid = LORA_BASELINE if network.endswith("-lora") else TEXT_BASELINE
+    elif network == "cnn":
+        grid = FULL_BASELINE if Task(task).size == "all" else BASELINE
     else:
-        grid = BASELINE if network == "cnn" else DEEPER_BASELINE
+        grid = DEEPER_BASELINE
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
