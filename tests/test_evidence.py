@@ -43,7 +43,7 @@ from rivals import (
 from runs import HERE, planned, run_all
 from scipy import stats
 from summarise import ROOT, by_method, current, headline, page, readme_with
-from tables import tried_table, tuned_table
+from tables import gain_cells, tried_table, tuned_table
 from targets import targets
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
@@ -457,6 +457,10 @@ def test_paired_differences_have_t_intervals():
     )
     assert result.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert (result.wins, result.ties, result.losses) == (3, 1, 0)
+
+
+def test_one_seed_has_no_interval():
+    assert gain_cells(compare({0: 0.5}, {0: 0.25}), 1.0)[0] == "+25.00"
 
 
 def test_only_seeds_of_both_are_compared():

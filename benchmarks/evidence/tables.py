@@ -41,8 +41,13 @@ def spread(rows: dict[int, dict[str, Any]], measure: str, scale: float = 1.0, di
 
 
 def gain_cells(comparison: Comparison, p: float) -> list[str]:
-    interval = f"{comparison.gain:+.2f} ({comparison.low:+.2f} to {comparison.high:+.2f})"
-    return [interval, f"{p:.2g}", f"{comparison.wins} / {comparison.ties} / {comparison.losses}"]
+    known = not isnan(comparison.low)
+    interval = f" ({comparison.low:+.2f} to {comparison.high:+.2f})" if known else ""
+    return [
+        f"{comparison.gain:+.2f}{interval}",
+        f"{p:.2g}",
+        f"{comparison.wins} / {comparison.ties} / {comparison.losses}",
+    ]
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
