@@ -15,9 +15,10 @@ from transformers import HfArgumentParser, set_seed
 
 from itra_hf.compare import RESULT, SettingsError, compare
 from itra_hf.config import ITRAConfig, MatchingArguments
+from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import table
-from itra_hf.tasks import TaskArguments, load_task
+from itra_hf.tasks import load_task
 from itra_hf.trainer import ITRATrainer
 
 HELP = """itra-hf COMMAND [CONFIG.yaml] [--option value ...]

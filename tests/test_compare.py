@@ -11,8 +11,9 @@ from transformers import Trainer, TrainerCallback, set_seed
 from itra_hf import ITRAConfig, ITRATrainer
 from itra_hf import compare as module
 from itra_hf.compare import compare
+from itra_hf.data import TaskArguments
 from itra_hf.differences import table
-from itra_hf.tasks import TaskArguments, load_task
+from itra_hf.tasks import load_task
 
 SEEDS = [3, 4]
 

@@ -1,0 +1,53 @@
+"""What is read of a user's data, and what is refused."""
+
+import folders
+import numpy as np
+import pytest
+
+from itra_hf.data import TaskArguments, read_rows
+
+
+def test_a_class_keeps_its_share_of_fewer_rows_and_of_those_held_out(tmp_path):
+    data = TaskArguments("model", train_file=folders.pets(tmp_path), max_train_samples=15)
+    rows = read_rows(data, seed=0)
+    assert np.bincount(rows.train["labels"]).tolist() == [5, 5, 5]
+    assert sorted(np.bincount(rows.test["labels"])) == [4, 4, 4]
+    assert read_rows(data, seed=0).train["text"][:] == rows.train["text"][:]
+    assert read_rows(data, seed=1).train["text"][:] != rows.train["text"][:]
+
+
+def test_a_fifth_is_held_out_where_there_is_no_test_set(tmp_path):
+    rows = read_rows(TaskArguments("model", dataset_name=folders.stripes(tmp_path)), seed=0)
+    assert (rows.kind, rows.columns, rows.names) == ("image", ["image"], ["across", "along", "none"])
+    assert (len(rows.train), len(rows.test)) == (24, 6)
+
+
+def test_a_test_set_is_taken_and_a_training_set_must_be_there(tmp_path):
+    folder = folders.stripes(tmp_path, 9, "test")
+    with pytest.raises(ValueError, match="no split 'train'; the data have test"):
+        read_rows(TaskArguments("model", dataset_name=folder), seed=0)
+    folders.stripes(tmp_path, 12, "train")
+    rows = read_rows(TaskArguments("model", dataset_name=folder), seed=0)
+    assert (len(rows.train), len(rows.test)) == (12, 9)
+
+
+def test_what_does_not_fit_is_named_with_the_way_out(tmp_path):
+    model, file = "model", folders.pets(tmp_path)
+    for given, message in (
+        ({}, "no model; give --model_name_or_path"),
+        ({"model_name_or_path": model}, "dataset_name=None and train_file=None; give one"),
+        ({"model_name_or_path": model, "train_file": file, "max_length": 0}, "max_length=0 must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TaskArguments(**given)
+    (tmp_path / "two.csv").write_text("one,two,label\na,b,0\n")
+    (tmp_path / "lists.jsonl").write_text('{"text": "a", "label": [0, 1]}\n')
+    (tmp_path / "pets.txt").touch()
+    for file, options, message in (
+        ("pets.csv", {"label_column": "kind"}, "no column 'kind'; the data have text, label"),
+        ("two.csv", {}, "which column holds the inputs.* one, two, label; give --input_column"),
+        ("lists.jsonl", {}, "one class or one decimal number a row"),
+        ("pets.txt", {}, "cannot read .*pets.txt; give a file that ends in .csv, .tsv, .json, .jsonl"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_rows(TaskArguments(model, train_file=str(tmp_path / file), **options), seed=0)
