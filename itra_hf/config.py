@@ -43,6 +43,10 @@ class MatchingArguments:
     matching_weight: float = field(
         default=1.0, metadata=_help("Weight of the matching loss beside the task loss; 0 switches it off.")
     )
+    matching_full_weight_rows: int = field(
+        default=5000,
+        metadata=_help("Training rows up to which the weight is whole; with n times as many it is an n-th."),
+    )
     matching_warmup_ratio: float = field(
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
     )
@@ -91,9 +95,19 @@ class MatchingArguments:
             raise ValueError(
                 f"feature_layer={self.feature_layer!r} must be 'head' or the index of a hidden state, such as -1"
             )
+        if self.matching_max_grad_ratio == float("inf"):  # a command line has no None
+            self.matching_max_grad_ratio = None
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if not 0 <= self.matching_weight < float("inf"):
             raise ValueError(
                 f"matching_weight={self.matching_weight} must be finite and at least 0; 0 switches the matching off"
+            )
+        if self.matching_full_weight_rows < 1:
+            raise ValueError(
+                f"matching_full_weight_rows={self.matching_full_weight_rows} must be at least 1; as many as your "
+                "training rows leave the weight whole"
             )
         if not 0 <= self.matching_warmup_ratio <= 1:
             raise ValueError(
@@ -103,8 +117,6 @@ class MatchingArguments:
             raise ValueError(
                 f"matching_max_grad_ratio={self.matching_max_grad_ratio} must be positive; None switches the cap off"
             )
-        if self.matching_max_grad_ratio == float("inf"):  # a command line has no None
-            self.matching_max_grad_ratio = None
         if self.num_bandwidths < 1 or self.num_bandwidths % 2 == 0:
             raise ValueError(f"num_bandwidths={self.num_bandwidths} must be a positive odd number, such as 1 or 5")
         if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
@@ -123,6 +135,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
             raise where it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
+        matching_full_weight_rows: training rows up to which that factor is whole, default 5000; beyond it falls as
+            1 / rows, since many rows need less of a regulariser. Rows of a dataset without length (streaming) are those
+            of all steps. As many as the training set has switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
             the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
         feature_layer: `"head"` (default) is the input of the classifier; an index takes that hidden state, 0 being the

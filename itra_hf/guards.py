@@ -1,4 +1,4 @@
-"""The guards against collapse: the ramp of the weight, the cap on its gradient, and a watch on the features.
+"""What holds the weight down: many rows, and the guards against collapse (ramp, cap, a watch on the features).
 
 A matching loss pulls rows together against a bandwidth that follows them: features that have shrunk are pulled on as
 before, and nothing in the loss ends it. Under Adam a gradient that points the same way in every step counts for more
@@ -25,6 +25,22 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
     """
     warmup_steps = warmup_ratio * max_steps
     return 1.0 if step >= warmup_steps else step / warmup_steps
+
+
+def share_for_rows(rows: int, full_weight_rows: int) -> float:
+    """The share of the weight that many training rows leave: `min(1, full_weight_rows / rows)`.
+
+    As in ridge regression or with a prior: beside the mean loss over n rows, a belief of a fixed strength weighs 1 / n.
+
+    Args:
+        rows: of the training set.
+        full_weight_rows: up to so many rows the weight is whole.
+
+    Example:
+        >>> [share_for_rows(rows, 5000) for rows in (300, 5000, 20_000)]
+        [1.0, 1.0, 0.25]
+    """
+    return min(1.0, full_weight_rows / rows)
 
 
 def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from itra_hf.config import MatchingArguments, matching_arguments
@@ -15,7 +16,7 @@ from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
 from itra_hf.gradients import cap_measures
-from itra_hf.guards import ramp
+from itra_hf.guards import ramp, share_for_rows
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
 from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_form, choose_matching_loss
@@ -35,9 +36,9 @@ class ITRATrainer(SavingTrainer):
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
     where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
-    `matching_weight` after the ramp and the cap. The log holds `task_loss`, `matching_loss` (the MMD^2 without its
-    weight) and `matching_weight` (the mean weight that was applied) beside `loss`. Evaluation, saving and everything
-    else is Trainer's.
+    `matching_weight`, or less for many training rows, after the ramp and the cap. The log holds `task_loss`,
+    `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was applied) beside
+    `loss`. Evaluation, saving and everything else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
@@ -131,6 +132,13 @@ class ITRATrainer(SavingTrainer):
         """Whether training matches features, because it was asked for and this model can."""
         args = self.matching_args
         return args.matching != "none" and args.matching_weight > 0 and not self._cannot_match
+
+    @property
+    def num_train_rows(self) -> int:
+        """The rows of the training set; of one without length, those of all steps that are planned."""
+        if has_length(self.train_dataset):
+            return len(self.train_dataset)
+        return self.state.max_steps * self.get_total_train_batch_size(self.args)
 
     @property
     def _network(self) -> nn.Module:
@@ -234,8 +242,9 @@ class ITRATrainer(SavingTrainer):
         return micro_batches, micro_batches if is_mean else 1
 
     def _ramped_weight(self) -> float:
-        args = self.matching_args
-        return args.matching_weight * ramp(self.state.global_step, self.state.max_steps, args.matching_warmup_ratio)
+        args, state = self.matching_args, self.state
+        share = share_for_rows(self.num_train_rows, args.matching_full_weight_rows)
+        return args.matching_weight * share * ramp(state.global_step, state.max_steps, args.matching_warmup_ratio)
 
     def _loss_scale(self) -> Tensor | float:
         """What the gradient scaler multiplies the loss with."""

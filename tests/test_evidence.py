@@ -27,7 +27,7 @@ from networks import (
 from on_ranks import launch
 from one_run import Run, execute
 from pairs import compare, holm
-from plan import ABLATION_METHODS
+from plan import ABLATION_METHODS, WHOLE_WEIGHT
 from rivals import (
     CentreLossTrainer,
     FloodingTrainer,
@@ -408,11 +408,12 @@ def test_without_methods_all_are_run_and_the_ablations_on_their_tasks(monkeypatc
     monkeypatch.setattr(command, "run_all", note)
     monkeypatch.setattr(command, "print_means", list)
     every = {name: {m.knob: m.grid[0]} for name, m in METHODS.items() if m.knob}
-    tasks = ("digits-100/cnn", "digits-300/cnn")
+    tasks = ("digits-100/cnn", "digits-300/cnn", "fashion_mnist-all/cnn")
     monkeypatch.setattr(runs, "read_tuned", lambda: dict.fromkeys(tasks, every))
     command.main(["--tasks", *tasks, "--seeds", "0"])
     done = {task: {run.method for run in asked if run.task == task} for task in tasks}
-    assert done == {tasks[0]: set(METHODS), tasks[1]: {*METHODS, *ABLATION_METHODS}}
+    few = {*METHODS, *ABLATION_METHODS} - {WHOLE_WEIGHT}
+    assert done == {tasks[0]: set(METHODS), tasks[1]: few, tasks[2]: {*METHODS, WHOLE_WEIGHT}}
     asked.clear()
     command.main(["--tasks", tasks[1], "--methods", "trainer", "--seeds", "0"])
     assert [run.method for run in asked] == ["trainer"]

@@ -11,13 +11,20 @@ from torch import nn
 from transformers import Trainer, set_seed
 
 from itra_hf import ITRATrainer
-from itra_hf.guards import CollapseWatch, capped_weight, excess_odds, ramp
+from itra_hf.guards import CollapseWatch, capped_weight, excess_odds, ramp, share_for_rows
 
 
 @given(st.integers(0, 200), st.integers(1, 200), st.floats(0, 1))
 def test_the_ramp_is_linear_then_one(step, max_steps, ratio):
     expected = 1.0 if ratio * max_steps == 0 else min(1.0, step / (ratio * max_steps))
     assert ramp(step, max_steps, ratio) == pytest.approx(expected)
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**5))
+def test_beyond_so_many_rows_the_weight_falls_as_one_over_rows(rows, full):
+    share = share_for_rows(rows, full)
+    assert share == (1 if rows <= full else pytest.approx(full / rows))
+    assert share_for_rows(10 * rows, full) <= share
 
 
 @given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3), st.floats(-1, 1e3))

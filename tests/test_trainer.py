@@ -246,6 +246,27 @@ def test_label_smoothing_and_compute_loss_func_keep_their_task_loss(tmp_path):
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length."""
+
+    def __iter__(self):
+        yield from tiny.vectors(48)
+
+
+@pytest.mark.parametrize(("rows", "counted"), [(tiny.vectors(48), 48), (Stream(), 32)], ids=["list", "stream"])
+def test_beyond_the_rows_of_full_weight_the_weight_falls_as_one_over_rows(tmp_path, rows, counted):
+    """Of a stream the rows of all steps count: four of eight rows."""
+    options = {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "logging_steps": 1}
+    for full, expected in ((counted, 0.5), (counted + 1, 0.5), (counted // 4, 0.125)):
+        trainer = tiny.trainer(
+            tmp_path, tiny.Mlp(), rows, matching_weight=0.5, matching_full_weight_rows=full, **options
+        )
+        trainer.train()
+        assert trainer.num_train_rows == counted
+        logged = [entry["matching_weight"] for entry in trainer.state.log_history if "matching_weight" in entry]
+        assert logged == [expected] * 4
+
+
 def test_the_ramp_raises_the_weight_step_by_step(tmp_path):
     options = {"max_steps": 10, "logging_steps": 1, "matching_warmup_ratio": 0.5, "matching_max_grad_ratio": None}
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), matching_weight=2.0, **options)

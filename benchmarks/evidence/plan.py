@@ -42,6 +42,7 @@ ON_TOP = ["itra+label_smoothing", "itra+dropout"]
 METHODS_REPORTED = [*DEFAULT, *RIVALS, *ON_TOP, *FORMS]
 
 ON_RANKS = "itra:ranks=2"
+WHOLE_WEIGHT = "itra:matching_full_weight_rows=60000"
 ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "no cap": ("itra:matching_max_grad_ratio=null", "itra"),
     "no ramp": ("itra:matching_warmup_ratio=0", "itra"),
@@ -51,6 +52,7 @@ ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "one bandwidth": ("itra:num_bandwidths=1", "itra"),
     "one half supervised": ("itra:one_half=true", "itra"),
     "class pairing alone": ("itra:matching_weight=1e-9", "itra"),
+    "whole weight for many rows": (WHOLE_WEIGHT, "itra"),
     "two ranks": (ON_RANKS, "itra"),
     "two ranks, each by itself": (f"{ON_RANKS},gather_features=false", ON_RANKS),
 }
@@ -67,6 +69,13 @@ OTHERS = [
 
 QUICK_TASKS = ["digits-100/cnn", "digits-300/cnn"]
 QUICK_METHODS = [*DEFAULT, "half_batch", "label_smoothing", "dropout", *ON_TOP]
+
+
+def ablations_of(task: str) -> list[str]:
+    """The ablations that a task is run with: the whole weight where rows are many, the others where they are few."""
+    if task == "fashion_mnist-all/cnn":
+        return [WHOLE_WEIGHT]
+    return [method for method in ABLATION_METHODS if method != WHOLE_WEIGHT] if task in ABLATION_TASKS else []
 
 
 def reported_seeds(task: str) -> list[int]:

@@ -3,13 +3,16 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
 from transformers import Trainer
 
 from itra_hf.config import MatchingArguments, matching_arguments, public_arguments
+
+if TYPE_CHECKING:
+    from itra_hf.trainer import ITRATrainer
 
 FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
 
@@ -64,9 +67,10 @@ class SavedRun:
         ours = {option.name for option in fields(MatchingArguments)}
         values = {name: getattr(args, name) for name in SETTINGS} | public_arguments(args)
         values = {name: value for name, value in values.items() if name not in ours} | {"processes": args.world_size}
-        if any("matching_loss" in entry for entry in trainer.state.log_history):
-            values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         state = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
+        if any("matching_loss" in entry for entry in trainer.state.log_history):
+            state["train_rows"] = cast("ITRATrainer", trainer).num_train_rows
+            values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}
         self.folder.mkdir(parents=True, exist_ok=True)

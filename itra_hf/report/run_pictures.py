@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from itra_hf.guards import ramp
+from itra_hf.guards import ramp, share_for_rows
 from itra_hf.report.drawing import Picture, curve, finish, told
 from itra_hf.report.runs import Run, Series
 
@@ -49,7 +49,9 @@ def _guards(run: Run) -> Picture | None:
     applied, settings = run.series("matching_weight"), run.settings
     lines = {"applied, after ramp and cap": applied}
     if applied[0] and "matching_weight" in settings:
-        asked = settings["matching_weight"], run.config["planned_steps"], settings["matching_warmup_ratio"]
+        share = share_for_rows(run.config["train_rows"], settings["matching_full_weight_rows"])
+        weight = settings["matching_weight"] * share
+        asked = weight, run.config["planned_steps"], settings["matching_warmup_ratio"]
         lines = {"asked for by the ramp": (applied[0], _mean_ramp(applied[0], *asked)), **lines}
     caption = (
         "The weight of the matching loss, means since the step logged before. Where the two lines part, the cap on the "
