@@ -134,7 +134,7 @@ def reference(method: str) -> str:
     name, _, options = method.partition(":")
     if name == "trainer":
         return name
-    shared = ("learning_rate", "max_steps", "label_smoothing_factor", "dropout")
+    shared = ("learning_rate", "weight_decay", "max_steps", "label_smoothing_factor", "dropout")
     kept = [option for option in options.split(",") if option.startswith(shared)]
     return "trainer" + ":" * bool(kept) + ",".join(kept)
 
