@@ -104,7 +104,7 @@ class MatchingArguments:
             raise ValueError(
                 f"matching_weight={self.matching_weight} must be finite and at least 0; 0 switches the matching off"
             )
-        if self.matching_full_weight_rows < 1:
+        if not (self.matching_full_weight_rows or 0) >= 1:  # None and nan, too
             raise ValueError(
                 f"matching_full_weight_rows={self.matching_full_weight_rows} must be at least 1; as many as your "
                 "training rows leave the weight whole"

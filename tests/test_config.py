@@ -37,6 +37,8 @@ def test_every_loss_has_a_form():
         ("matching_weight", float("nan"), "0 switches"),
         ("matching_weight", float("inf"), "finite"),
         ("matching_full_weight_rows", 0, "as many as your training rows"),
+        ("matching_full_weight_rows", None, "as many as your training rows"),
+        ("matching_full_weight_rows", float("nan"), "as many as your training rows"),
         ("matching_warmup_ratio", 1.5, "between 0"),
         ("matching_warmup_ratio", -0.5, "between 0"),
         ("matching_max_grad_ratio", 0.0, "None switches"),
