@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from accelerate import DistributedType, PartialState
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import IterableDataset
 from transformers import Trainer, default_data_collator
 
 from itra_hf import ITRATrainer
@@ -60,14 +58,6 @@ class Unsupervised(tiny.Mlp):
         return {"loss": outputs["logits"].square().mean()} | outputs
 
 
-class Stream(IterableDataset):
-    def __init__(self, rows: list) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[dict]:
-        yield from self.rows
-
-
 MODELS = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp, "bert": tiny.bert, "unsupervised": Unsupervised}
 MATCHING_LOSSES = {"energy": energy_distance, "two_halves": two_halves}
 
@@ -97,7 +87,7 @@ def make_rows(kind: str, changes: dict) -> Any:
     if changes.pop("seen", False):
         changes["remove_unused_columns"] = False
         rows = [row | {"index": index} for index, row in enumerate(rows)]
-    return Stream(rows) if changes.pop("stream", False) else rows
+    return tiny.Stream(rows) if changes.pop("stream", False) else rows
 
 
 def train(trainer: Trainer, may_fail: bool) -> str | None:

@@ -236,11 +236,7 @@ def test_rows_that_cannot_be_measured_are_refused_when_training_begins(callback,
 
 
 def test_a_stream_is_refused_for_a_sample(tmp_path):
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(tiny.vectors())
-
-    trainer = tiny.trainer(tmp_path, tiny.Mlp(), Stream())
+    trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.Stream(tiny.vectors()))
     trainer.add_callback(ITRADiagnosticsCallback())
     with pytest.raises(ValueError, match="a Stream has no length to draw rows from"):
         trainer.train()

@@ -176,10 +176,8 @@ def test_the_guards_show_the_ramp_beside_the_weight_that_the_cap_left(run):
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     (picture,) = [picture for picture in run_pictures(Run(run)) if picture.name == "guards"]
     ramped, applied = (line.get_ydata() for line in figure_of(picture).axes[0].lines)
-    # a warmup of 0.3 of 12 steps, logged every 2; 12 of 48 rows leave a quarter
-    per_step = [
-        80.0 * 12 / 48 * min(1, step / 3.6) for step in range(12)
-    ]  # a warmup of 0.3 of 12 steps, logged every 2
+    weight = 80.0 * 12 / 48  # the rows that leave it whole, over the rows
+    per_step = [weight * min(1, step / 3.6) for step in range(12)]  # a warmup of 0.3 of 12 steps, logged every 2
     assert list(ramped) == pytest.approx(np.reshape(per_step, (6, 2)).mean(1).tolist())
     assert list(applied) == [entry["matching_weight"] for entry in history if "matching_weight" in entry]
     assert all(np.less_equal(applied, np.add(ramped, 1e-6)))

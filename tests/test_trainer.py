@@ -246,14 +246,9 @@ def test_label_smoothing_and_compute_loss_func_keep_their_task_loss(tmp_path):
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-class Stream(torch.utils.data.IterableDataset):
-    """Rows without a length."""
-
-    def __iter__(self):
-        yield from tiny.vectors(48)
-
-
-@pytest.mark.parametrize(("rows", "counted"), [(tiny.vectors(48), 48), (Stream(), 32)], ids=["list", "stream"])
+@pytest.mark.parametrize(
+    ("rows", "counted"), [(tiny.vectors(48), 48), (tiny.Stream(tiny.vectors(48)), 32)], ids=["list", "stream"]
+)
 def test_beyond_the_rows_of_full_weight_the_weight_falls_as_one_over_rows(tmp_path, rows, counted):
     """Of a stream the rows of all steps count: four of eight rows."""
     options = {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "logging_steps": 1}

@@ -50,11 +50,6 @@ class Rows(torch.utils.data.Dataset):
         return self.rows[index]
 
 
-class Stream(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        yield from tiny.texts()
-
-
 def renamed(name, extra):
     rows = [{key if key != "labels" else name: value for key, value in row.items()} | extra for row in tiny.texts()]
     return datasets.Dataset.from_list(
@@ -67,7 +62,7 @@ DATA = {
     "label": renamed("label", {"note": 1}),
     "label_ids": renamed("label_ids", {"note": 1}).with_format("torch"),
     "torch": Rows(tiny.texts()),
-    "stream": Stream(),
+    "stream": tiny.Stream(tiny.texts()),
     "streamed_datasets": renamed("labels", {}).to_iterable_dataset(),
 }
 IN_ORDER = {"train_sampling_strategy": "sequential"}

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -94,6 +96,16 @@ def texts(rows: int = 48, tokens: int = 6) -> list[dict[str, Any]]:
     ids = torch.randint(5, 50, (rows, tokens), generator=generator)
     mask = torch.ones(tokens, dtype=torch.long)
     return [{"input_ids": ids[row], "attention_mask": mask, "labels": row % NUM_LABELS} for row in range(rows)]
+
+
+class Stream(IterableDataset):
+    """Rows without a length."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.rows
 
 
 def images(rows: int = 48) -> list[dict[str, Any]]:
