@@ -37,7 +37,7 @@ def share_for_rows(rows: int, full_weight_rows: int) -> float:
         full_weight_rows: up to so many rows the weight is whole.
 
     Example:
-        >>> [share_for_rows(rows, 5000) for rows in (300, 5000, 20_000)]
+        >>> [share_for_rows(rows, 10_000) for rows in (300, 10_000, 40_000)]
         [1.0, 1.0, 0.25]
     """
     return min(1.0, full_weight_rows / rows)

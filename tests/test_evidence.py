@@ -27,7 +27,7 @@ from networks import (
 from on_ranks import launch
 from one_run import Run, execute
 from pairs import compare, holm
-from plan import ABLATION_METHODS, WHOLE_WEIGHT
+from plan import ABLATION_METHODS, FOR_FEW_ROWS, FOR_MANY_ROWS
 from rivals import (
     CentreLossTrainer,
     FloodingTrainer,
@@ -51,7 +51,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from tune import best
 
-from itra_hf import guards, losses
+from itra_hf import ClassPairedSampler, guards, losses
 
 
 @pytest.fixture
@@ -412,8 +412,11 @@ def test_without_methods_all_are_run_and_the_ablations_on_their_tasks(monkeypatc
     monkeypatch.setattr(runs, "read_tuned", lambda: dict.fromkeys(tasks, every))
     command.main(["--tasks", *tasks, "--seeds", "0"])
     done = {task: {run.method for run in asked if run.task == task} for task in tasks}
-    few = {*METHODS, *ABLATION_METHODS} - {WHOLE_WEIGHT}
-    assert done == {tasks[0]: set(METHODS), tasks[1]: few, tasks[2]: {*METHODS, WHOLE_WEIGHT}}
+    assert done == {
+        tasks[0]: set(METHODS),
+        tasks[1]: {*METHODS, *FOR_FEW_ROWS},
+        tasks[2]: {*METHODS, *FOR_MANY_ROWS},
+    }
     asked.clear()
     command.main(["--tasks", tasks[1], "--methods", "trainer", "--seeds", "0"])
     assert [run.method for run in asked] == ["trainer"]
@@ -554,6 +557,23 @@ def test_the_cap_opens_where_a_run_says(monkeypatch):
     planned_runs = planned(["digits-100/cnn"], ["itra:fully_open_at=0.05"], [0], "test", [{"max_steps": 1}])
     execute(next(planned_runs), {})
     assert guards.LEARNED == 0.05
+
+
+def test_couples_are_not_spread_where_a_run_says_so(monkeypatch):
+    monkeypatch.setattr(ClassPairedSampler, "_order_of_couples", ClassPairedSampler._order_of_couples)
+    labels = np.arange(400) % 10
+
+    def fewest_of_a_class_in_a_fifth():
+        return min(
+            np.bincount(fifth, minlength=10).min()
+            for fifth in labels[ClassPairedSampler(labels).order()].reshape(5, 80)
+        )
+
+    assert fewest_of_a_class_in_a_fifth() >= 4
+    execute(next(planned(["digits-100/cnn"], ["itra:spread=false"], [0], "test", [{"max_steps": 1}])), {})
+    assert fewest_of_a_class_in_a_fifth() < 4
+    couples = labels[ClassPairedSampler(labels).order()].reshape(-1, 2)
+    assert (couples[:, 0] == couples[:, 1]).all()
 
 
 def test_readme_takes_the_headline_between_its_marks():

@@ -4,13 +4,15 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from rivals import CentreLossTrainer, FloodingTrainer, MixupTrainer, RDropTrainer, SupConTrainer
 from tasks import Task
 from torch import Tensor
 from torch.nn import functional
 from transformers import Trainer
 
-from itra_hf import ITRATrainer
+from itra_hf import ClassPairedSampler, ITRATrainer
 from itra_hf.config import MatchingArguments
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -21,8 +23,8 @@ TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
 LORA_BASELINE = {"learning_rate": (3e-3, 1e-2, 3e-2), "weight_decay": (0.01,)}
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
 # rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the
-# processes that share each batch.
-OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast", "ranks")
+# processes that share each batch, whether couples of one class are spread over the epoch.
+OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast", "ranks", "spread")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ METHODS = {
 def one_half_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """The task loss of rows 0, 2, 4, ..., one mini-batch of the pair."""
     return functional.cross_entropy(outputs["logits"][0::2], labels[0::2])
+
+
+def plain_order(sampler: ClassPairedSampler, generator: torch.Generator) -> np.ndarray:
+    """The couples of a class-paired epoch in a plain random order, in place of the order that spreads each class."""
+    return torch.randperm(int(sampler._couples.sum()), generator=generator).numpy()
 
 
 def find_method(name: str) -> tuple[Method, dict[str, Any]]:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from contrast import contrastive_discrepancy
 from measures import StepCost, machine, measure
-from methods import OWN_OPTIONS, find_method, one_half_loss
+from methods import OWN_OPTIONS, find_method, one_half_loss, plain_order
 from networks import add_dropout
 from tasks import Task
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf import ITRAConfig, guards
+from itra_hf import ClassPairedSampler, ITRAConfig, guards
 
 
 class Run(NamedTuple):
@@ -49,6 +49,8 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     if "dropout" in own:
         add_dropout(model, own["dropout"])
     guards.LEARNED = own.get("fully_open_at", guards.LEARNED)  # a process has one run
+    if not own.get("spread", True):
+        ClassPairedSampler._order_of_couples = plain_order
     extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
     if own.get("one_half"):
         extra["compute_loss_func"] = one_half_loss

@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 from plan import (
+    ABLATIONS_OF,
     GROUPS,
     METHODS_REPORTED,
     QUICK_METHODS,
     QUICK_TASKS,
     TUNING_SEEDS,
-    ablations_of,
 )
 from runs import HERE, planned, run_all
 from tables import print_means
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     split = "validation" if args.validation else "test"
     runs = [*planned(tasks, methods, seeds, split)]
     if not args.methods and not args.quick:
-        runs += [run for task in tasks for run in planned([task], ablations_of(task), seeds, split)]
+        runs += [run for task in tasks for run in planned([task], ABLATIONS_OF.get(task, []), seeds, split)]
     print_means(run_all(runs, args.results or results, folders, args.workers))
 
 
