@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from collections import Counter
 from statistics import mean, stdev
 
 import numpy as np
@@ -305,7 +306,10 @@ def test_without_files_data_come_from_the_hub(monkeypatch):
         Task("moon-100/cnn").load({})
 
 
-@pytest.mark.parametrize("network", ["cnn", "resnet", "vit", "minilm", "minilm-lora", "minilm-last2"])
+IMAGE_NETWORKS = ["cnn", "resnet", "resnet_groupnorm", "vit"]
+
+
+@pytest.mark.parametrize("network", [*IMAGE_NETWORKS, "minilm", "minilm-lora", "minilm-last2"])
 def test_networks_have_a_head_for_every_class(network):
     row = {"pixel_values": torch.zeros(1, 28, 28)}
     model = build_network(network, 7, row)
@@ -324,6 +328,23 @@ def test_networks_have_a_head_for_every_class(network):
         "base_model.model.classifier.original_module.weight",
         "base_model.model.classifier.original_module.bias",
     }
+
+
+def test_group_norm_takes_the_place_of_batch_norm_alone():
+    row = {"pixel_values": torch.zeros(1, 28, 28)}
+    models = []
+    for name in ("resnet", "resnet_groupnorm"):
+        torch.manual_seed(0)
+        models.append(build_network(name, 7, row))
+    norms = [Counter(type(module).__name__ for module in model.modules()) for model in models]
+    assert norms[0]["BatchNorm2d"] == norms[1]["GroupNorm"] > 0
+    assert norms[1]["BatchNorm2d"] == norms[0]["GroupNorm"] == 0
+    weights = [{n: w for n, w in model.named_parameters() if "normalization" not in n} for model in models]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    images = torch.randn(4, 1, 28, 28)
+    together = models[1](images)["logits"]
+    torch.testing.assert_close(models[1](images[:1])["logits"], together[:1])  # a row does not see the others
+    assert (models[0](images[:1])["logits"] - models[0](images)["logits"][:1]).abs().max() > 1e-3
 
 
 def test_the_last_layers_on_frozen_states_are_the_whole_encoder():

@@ -74,15 +74,25 @@ def image_network(kind: str, classes: int, row: dict[str, Any]) -> nn.Module:
     if kind == "cnn":
         return SmallCNN(classes, channels, size)
     common: dict[str, Any] = {"num_channels": channels, "num_labels": classes}
-    if kind == "resnet":
+    if kind in ("resnet", "resnet_groupnorm"):
         sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
-        return ResNetForImageClassification(ResNetConfig(**sizes, **common))
+        resnet = ResNetForImageClassification(ResNetConfig(**sizes, **common))
+        return with_group_norm(resnet) if kind == "resnet_groupnorm" else resnet
     if kind == "vit":
         sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
         return ViTForImageClassification(
             ViTConfig(image_size=size, patch_size=2 if size < 16 else size // 7, **sizes, **common)
         )
-    raise ValueError(f"no network {kind!r}; there are cnn, resnet, vit, {', '.join(ENCODERS)}")
+    raise ValueError(f"no network {kind!r}; there are cnn, resnet, resnet_groupnorm, vit, {', '.join(ENCODERS)}")
+
+
+def with_group_norm(model: nn.Module) -> nn.Module:
+    """Group normalisation (Wu and He, ECCV 2018), in eight groups, in the place of every batch normalisation."""
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.GroupNorm(8, module.num_features))
+    return model
 
 
 class GivenStates(nn.Module):
