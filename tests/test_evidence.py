@@ -13,6 +13,7 @@ import runs
 import tasks
 import torch
 from contrast import contrastive_discrepancy
+from forest import main_forest, methods_forest
 from measures import expected_calibration_error, nc1
 from methods import METHODS, one_half_loss, settings
 from networks import (
@@ -28,7 +29,7 @@ from networks import (
 from on_ranks import launch
 from one_run import Run, execute
 from pairs import compare, holm
-from plan import ABLATION_METHODS, FOR_FEW_ROWS, FOR_MANY_ROWS
+from plan import ABLATION_METHODS, FOR_FEW_ROWS, FOR_MANY_ROWS, MAIN, OTHERS
 from rivals import (
     CentreLossTrainer,
     FloodingTrainer,
@@ -44,7 +45,7 @@ from rivals import (
 from runs import HERE, planned, run_all
 from scipy import stats
 from summarise import ROOT, by_method, current, headline, page, readme_with
-from tables import gain_cells, tried_table, tuned_table
+from tables import family, gain_cells, tried_table, tuned_table
 from targets import targets
 from tasks import Task
 from torch.distributions import Categorical, kl_divergence
@@ -602,6 +603,26 @@ def test_readme_takes_the_headline_between_its_marks():
     assert readme_with(text, "new") == "a\n<!-- evidence -->\nnew\n<!-- /evidence -->\nb\n"
     with pytest.raises(ValueError, match="<!-- evidence -->"):
         readme_with("no marks", "new")
+
+
+def points(axis):
+    """The name and the gain of each row of a forest plot."""
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    gains = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"}
+    return [(name, gains[place]) for place, name in enumerate(names)]
+
+
+def test_forest_plots_show_the_gains_of_the_tables():
+    results = current(HERE / "results.jsonl")
+    main = family(results, MAIN)
+    shown = points(main_forest(results).axes[0])
+    assert shown == [(task, gain.gain) for (task, _), (gain, _) in main.items()]
+    others = family(results, [pair for pair in OTHERS if pair[1] == "trainer"]) | main
+    panels = {axis.get_title(): points(axis) for axis in methods_forest(results).axes if axis.get_visible()}
+    assert "digits-100/cnn" in panels
+    for task, methods in results.items():
+        expected = [(method, others[task, method][0].gain) for method in methods if (task, method) in others]
+        assert panels.get(task, []) == (expected if len(expected) > 2 else [])
 
 
 def test_page_and_readme_are_made_from_the_results():

@@ -18,7 +18,8 @@ from itra_hf.config import MatchingArguments
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2, 4e-2), "weight_decay": (0.01, 0.3, 1.0)}  # of the small CNN
 FULL_BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2), "weight_decay": (0.01, 0.3)}  # of it on all data
-DEEPER_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "weight_decay": (0.01, 0.3)}  # of ResNet and ViT
+RESNET_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "weight_decay": (0.01, 0.3)}
+VIT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (0.01, 0.3)}
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
 LORA_BASELINE = {"learning_rate": (3e-3, 1e-2, 3e-2), "weight_decay": (0.01,)}
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even

@@ -1,4 +1,4 @@
-"""Write docs/evidence.md, its forest plot and README's headline from the results file, and from nothing else.
+"""Write docs/evidence.md, its forest plots and README's headline from the results file, and from nothing else.
 
 python benchmarks/evidence/summarise.py
 """
@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-from matplotlib.figure import Figure
-from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, OTHERS
+from forest import main_forest, methods_forest
+from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED
 from runs import HERE, Run, planned, read_results, read_tuned
 from tables import Results, ablation_table, column, family, main_table, task_tables, tried_table, tuned_table
 from targets import targets
@@ -74,28 +74,6 @@ def headline(results: Results) -> str:
     )
 
 
-def forest(results: Results, path: Path) -> None:
-    """Every compared method's gain over Trainer with its 95 % interval, one panel a task."""
-    compared = family(results, MAIN) | family(results, [pair for pair in OTHERS if pair[1] == "trainer"])
-    tasks = [task for task in results if any(key[0] == task for key in compared)]
-    columns = min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(5 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for task, axis in zip(tasks, axes, strict=False):
-        own = [(method, pair[0]) for (name, method), pair in compared.items() if name == task][::-1]
-        for height, (method, comparison) in enumerate(own):
-            colour = "C1" if method.startswith("itra") else "C0"
-            axis.plot([comparison.low, comparison.high], [height, height], color=colour)
-            axis.plot(comparison.gain, height, "o", color=colour, markersize=4)
-        axis.axvline(0, color="grey", linewidth=0.8)
-        axis.set(title=task, yticks=range(len(own)), yticklabels=[method for method, _ in own])
-    for axis in axes:
-        axis.set_visible(False)
-    figure.supxlabel("gain over Trainer, percentage points of test accuracy, 95 % intervals of paired differences")
-    figure.savefig(path, dpi=100)
-
-
 def page(results: Results) -> str:
     tuned = {task: methods for task, methods in read_tuned().items() if task in results}
     text = (HERE / "evidence.md").read_text()
@@ -130,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     readme = ROOT / "README.md"
     readme.write_text(readme_with(readme.read_text(), headline(results)))
     (ROOT / "docs" / "evidence.md").write_text(page(results))
-    forest(results, ROOT / "docs" / "evidence.png")
+    main_forest(results).savefig(ROOT / "docs" / "evidence.png", dpi=100)
+    methods_forest(results).savefig(ROOT / "docs" / "evidence-methods.png", dpi=100)
 
 
 if __name__ == "__main__":

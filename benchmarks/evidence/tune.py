@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from methods import BASELINE, DEEPER_BASELINE, FULL_BASELINE, LORA_BASELINE, METHODS, TEXT_BASELINE
+from methods import BASELINE, FULL_BASELINE, LORA_BASELINE, METHODS, RESNET_BASELINE, TEXT_BASELINE, VIT_BASELINE
 from runs import TUNED, planned, read_tuned, run_all
 from tasks import Task
 
@@ -37,7 +37,7 @@ def _baseline(task: str) -> list[dict[str, Any]]:
     elif network == "cnn":
         grid = FULL_BASELINE if Task(task).size == "all" else BASELINE
     else:
-        grid = DEEPER_BASELINE
+        grid = VIT_BASELINE if network == "vit" else RESNET_BASELINE
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
