@@ -44,7 +44,6 @@ METHODS_REPORTED = [*DEFAULT, *RIVALS, *ON_TOP, *FORMS]
 
 ON_RANKS = "itra:ranks=2"
 RANDOM_PAIRING = "itra:pairing=random"
-FOR_MANY_ROWS = [f"itra:matching_full_weight_rows={rows}" for rows in (60000, 20000, 5000)]
 ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "no cap": ("itra:matching_max_grad_ratio=null", "itra"),
     "no ramp": ("itra:matching_warmup_ratio=0", "itra"),
@@ -54,14 +53,15 @@ ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "one bandwidth": ("itra:num_bandwidths=1", "itra"),
     "one half supervised": ("itra:one_half=true", "itra"),
     "class pairing alone": ("itra:matching_weight=1e-9", "itra"),
-    "whole weight for many rows": (FOR_MANY_ROWS[0], "itra"),
-    "double the weight for many rows": (FOR_MANY_ROWS[1], "itra"),
-    "half the weight for many rows": (FOR_MANY_ROWS[2], "itra"),
+    "whole weight for many rows": ("itra:matching_full_weight_rows=60000", "itra"),
+    "double the weight for many rows": ("itra:matching_full_weight_rows=20000", "itra"),
+    "half the weight for many rows": ("itra:matching_full_weight_rows=5000", "itra"),
     "two ranks": (ON_RANKS, "itra"),
     "two ranks, each by itself": (f"{ON_RANKS},gather_features=false", ON_RANKS),
 }
 ABLATED = list(ABLATIONS.values())
 ABLATION_METHODS = [method for method, _ in ABLATED]
+FOR_MANY_ROWS = [method for method in ABLATION_METHODS if "matching_full_weight_rows" in method]
 FOR_FEW_ROWS = [method for method in ABLATION_METHODS if method not in FOR_MANY_ROWS]
 ABLATIONS_OF = {  # the ablations that a task is run with
     "digits-300/cnn": FOR_FEW_ROWS,
