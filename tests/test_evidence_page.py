@@ -1,0 +1,171 @@
+"""What the evidence measures and says: honest statistics, tables, targets, pictures, the page and the README."""
+
+import json
+import math
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+from forest import main_forest, methods_forest
+from measures import expected_calibration_error, nc1
+from pairs import compare, holm
+from plan import MAIN, OTHERS
+from runs import HERE, planned
+from scipy import stats
+from summarise import ROOT, by_method, current, headline, page, readme_with
+from tables import family, gain_cells, tried_table, tuned_table
+from targets import targets
+
+
+def test_expected_calibration_error_of_a_worked_example():
+    probabilities = torch.tensor([[0.95, 0.05], [0.94, 0.06], [0.4, 0.6], [0.3, 0.7]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # bins of 1/15: (0.933, 1] holds 0.95 and 0.94, one of them right; 0.6 and 0.7 stand alone, both right
+    expected = 0.5 * abs(0.5 - 0.945) + 0.25 * 0.4 + 0.25 * 0.3
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+
+
+def test_nc1_is_the_papers():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(30, 5)), np.repeat([0, 1, 2], 10)
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    within = sum(np.outer(x - means[c], x - means[c]) for x, c in zip(features, labels, strict=True)) / 30
+    between = sum(np.outer(m - means.mean(0), m - means.mean(0)) for m in means) / 3
+    expected = np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / 3
+    assert nc1(torch.from_numpy(features), torch.from_numpy(labels)) == pytest.approx(expected)
+
+
+def test_paired_differences_have_t_intervals():
+    ours, theirs = [0.92, 0.95, 0.91, 0.94], [0.90, 0.94, 0.91, 0.92]
+    result = compare(dict(enumerate(ours)), dict(enumerate(theirs)))
+    differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    half = stats.t.ppf(0.975, 3) * stdev(differences) / math.sqrt(4)
+    assert (result.gain, result.low, result.high) == pytest.approx(
+        (mean(differences), mean(differences) - half, mean(differences) + half)
+    )
+    assert result.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    assert (result.wins, result.ties, result.losses) == (3, 1, 0)
+
+
+def test_one_seed_has_no_interval():
+    assert gain_cells(compare({0: 0.5}, {0: 0.25}), 1.0)[0] == "+25.00"
+
+
+def test_only_seeds_of_both_are_compared():
+    result = compare({0: 0.5, 1: 0.6, 2: 0.9}, {0: 0.4, 1: 0.6, 3: 0.1})
+    assert result.gain == pytest.approx(5.0)
+    assert result.seeds == 2
+
+
+def test_holms_correction_of_a_worked_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    rows = []
+    for method, level in (("trainer", 0.80), ("itra", 0.82), ("dropout", 0.81)):
+        for run in planned(["digits-100/cnn"], [method], list(range(4)), "test"):
+            measures = dict.fromkeys(("macro_f1", "ece", "nc1", "scatter", "step_seconds", "memory"), 0.5)
+            accuracy = level + run.seed * (0.002 if method == "itra" else 0.0)
+            rows.append({**run._asdict(), "machine": "an abacus", "accuracy": accuracy, "loss": 1 - level, **measures})
+    stale = {**rows[4], "accuracy": 0.1, "settings": {**rows[4]["settings"], "matching_weight": 7.0}}
+    tuning = {**rows[4], "accuracy": 0.1, "split": "validation"}
+    results = tmp_path / "results.jsonl"
+    unreported = {**rows[4], "accuracy": 0.1, "seed": 100}
+    results.write_text("".join(json.dumps(row) + "\n" for row in [*rows, stale, tuning, unreported]))
+    text = page(current(results))
+    # gains of 2.0, 2.2, 2.4 and 2.6 points: mean 2.3, standard error 0.1291, t of 3 degrees of freedom 3.182
+    assert "| digits-100/cnn | 4 | 80.0 ± 0.0 | 82.3 ± 0.3 | +2.30 (+1.89 to +2.71) |" in text
+    assert "| 4 / 0 / 0 | -10 % |" in text
+    assert "- better: digits-100/cnn (+2.30)" in text
+    assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
+    assert "ran with one thread a run on: an abacus." in text
+    assert "+2.30 points on average" in headline(current(results))
+
+
+def test_what_was_tried_is_compared_with_trainer_at_the_same_options(tmp_path):
+    names = ["trainer", "trainer:label_smoothing_factor=0.1", "itra:label_smoothing_factor=0.1,matching_weight=3"]
+    rows = []
+    for level, name in enumerate(names):
+        for run in planned(["digits-100/cnn"], [name], [100, 101], "validation"):
+            accuracy = 0.8 + level / 100 + run.seed % 2 / 1000 * level
+            rows.append({**run._asdict(), "accuracy": accuracy, "loss": 1.0 + level, "ece": 0.5, "scatter": 0.5})
+    results = tmp_path / "tried.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = tried_table(by_method(results))
+    # gains of 1.0 and 1.1 points; standard error 0.05, t of one degree of freedom 12.706
+    assert f"| `{names[2]}` | `{names[1]}` | 2 | +1.05 (+0.41 to +1.69) | 2 / 0 / 0 | +50 % | +0 % |" in lines[3]
+    assert len([line for line in lines if line]) == 4  # and a row for label smoothing alone, and the head
+
+
+def test_what_was_tuned_stands_with_its_seeds():
+    runs_of = {"trainer": {100: {}, 101: {}}, "dropout": {100: {}}}
+    chosen = {"trainer": {"learning_rate": 0.02, "weight_decay": 1.0}, "dropout": {"dropout": 0.3}}
+    lines = tuned_table({"digits-100/cnn": chosen}, {"digits-100/cnn": runs_of})[2:]
+    assert "| digits-100/cnn | trainer | learning_rate 0.02, weight_decay 1 | 2 |" in lines
+    assert "| digits-100/cnn | dropout | dropout 0.3 | 1 |" in lines
+
+
+def test_targets_are_held_against_what_came_out():
+    def seeds(*accuracies, **measures):
+        return {seed: {"accuracy": value, **measures} for seed, value in enumerate(accuracies)}
+
+    plain = {"loss": 1.0, "scatter": 0.4}
+    results = {
+        "digits-100/cnn": {
+            "trainer": seeds(0.900, 0.910, **plain),
+            "itra": seeds(0.904, 0.914001, loss=0.84, scatter=0.31),
+        },
+        "banking77-5shot/minilm-last2": {
+            "trainer": seeds(0.75, 0.76),
+            "itra": seeds(0.76, 0.772),
+            "label_smoothing": seeds(0.77, 0.77),
+            "itra+label_smoothing": seeds(0.77, 0.78),
+        },
+        "sst2-200/minilm-last2": {"trainer": seeds(0.80, 0.82), "itra": seeds(0.80, 0.813)},
+        "fashion_mnist-all/cnn": {"trainer": seeds(0.9, 0.9), "itra": seeds(0.9, 0.896)},
+        "digits-100/vit": {"trainer": seeds(0.9, 0.9), "itra": seeds(0.9, 0.8)},  # nothing was asked of it
+    }
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in targets(results)[2:] if line]
+    # gains of 0.4; 1.0 and 1.2; 0.0 and 1.0; 0.0 and -0.7; 0.0 and -0.4
+    expected = [
+        *(["1 of 1", "no"], ["+0.40", "no"], ["-16.0 %", "yes"], ["-22.5 %", "no"]),
+        *(["+1.10", "yes"], ["+0.50", "no"], ["-0.35", "no"], ["-0.20", "yes"]),
+    ]
+    assert rows == expected
+
+
+def test_readme_takes_the_headline_between_its_marks():
+    text = "a\n<!-- evidence -->\nold\n<!-- /evidence -->\nb\n"
+    assert readme_with(text, "new") == "a\n<!-- evidence -->\nnew\n<!-- /evidence -->\nb\n"
+    with pytest.raises(ValueError, match="<!-- evidence -->"):
+        readme_with("no marks", "new")
+
+
+def points(axis):
+    """The name and the gain of each row of a forest plot."""
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    gains = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"}
+    return [(name, gains[place]) for place, name in enumerate(names)]
+
+
+def test_forest_plots_show_the_gains_of_the_tables():
+    results = current(HERE / "results.jsonl")
+    main = family(results, MAIN)
+    shown = points(main_forest(results).axes[0])
+    assert shown == [(task, gain.gain) for (task, _), (gain, _) in main.items()]
+    others = family(results, [pair for pair in OTHERS if pair[1] == "trainer"]) | main
+    panels = {axis.get_title(): points(axis) for axis in methods_forest(results).axes if axis.get_visible()}
+    assert "digits-100/cnn" in panels
+    for task, methods in results.items():
+        expected = [(method, others[task, method][0].gain) for method in methods if (task, method) in others]
+        assert panels.get(task, []) == (expected if len(expected) > 2 else [])
+
+
+def test_page_and_readme_are_made_from_the_results():
+    results = current(HERE / "results.jsonl")
+    readme = (ROOT / "README.md").read_text()
+    assert (ROOT / "docs" / "evidence.md").read_text() == page(results)
+    assert readme == readme_with(readme, headline(results))
