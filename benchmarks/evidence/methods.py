@@ -21,6 +21,7 @@ FULL_BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2), "weight_decay": (0.0
 RESNET_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "weight_decay": (0.01, 0.3)}
 VIT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (0.01, 0.3)}
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
+FULL_TEXT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}  # on all data
 LORA_BASELINE = {"learning_rate": (3e-3, 1e-2, 3e-2), "weight_decay": (0.01,)}
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
 # rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the

@@ -7,7 +7,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from methods import BASELINE, FULL_BASELINE, LORA_BASELINE, METHODS, RESNET_BASELINE, TEXT_BASELINE, VIT_BASELINE
+from methods import (
+    BASELINE,
+    FULL_BASELINE,
+    FULL_TEXT_BASELINE,
+    LORA_BASELINE,
+    METHODS,
+    RESNET_BASELINE,
+    TEXT_BASELINE,
+    VIT_BASELINE,
+)
 from runs import TUNED, planned, read_tuned, run_all
 from tasks import Task
 
@@ -31,11 +40,13 @@ def tune(
 
 
 def _baseline(task: str) -> list[dict[str, Any]]:
-    network = Task(task).network
-    if Task(task).is_text:
-        grid = LORA_BASELINE if network.endswith("-lora") else TEXT_BASELINE
+    network, whole = Task(task).network, Task(task).size == "all"
+    if network.endswith("-lora"):
+        grid = LORA_BASELINE
+    elif Task(task).is_text:
+        grid = FULL_TEXT_BASELINE if whole else TEXT_BASELINE
     elif network == "cnn":
-        grid = FULL_BASELINE if Task(task).size == "all" else BASELINE
+        grid = FULL_BASELINE if whole else BASELINE
     else:
         grid = VIT_BASELINE if network == "vit" else RESNET_BASELINE
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
