@@ -38,7 +38,7 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
-    task, (method, _) = Task(run.task), find_method(run.method)
+    task = Task(run.task)
     data = task.load(folders)
     train, measured = task.draw(data, run.seed, run.split == "validation")
     own = {name: value for name, value in run.settings.items() if name in OWN_OPTIONS}
@@ -48,45 +48,54 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     model = task.build(data)
     if "dropout" in own:
         add_dropout(model, own["dropout"])
-    guards.LEARNED = own.get("fully_open_at", guards.LEARNED)  # a process has one run
-    if not own.get("spread", True):
-        ClassPairedSampler._order_of_couples = plain_order
-    extra: dict[str, Any] = {"strength": own["strength"]} if "strength" in own else {}
-    if own.get("one_half"):
-        extra["compute_loss_func"] = one_half_loss
-    if "contrast" in own:
-        extra["matching_loss"] = partial(contrastive_discrepancy, contrast=own["contrast"])
+    change_package(own)
     with tempfile.TemporaryDirectory() as folder:
-        args = ITRAConfig(
-            folder,
-            seed=run.seed,
-            warmup_steps=0.1,
-            per_device_eval_batch_size=256,
-            dataloader_drop_last=True,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
-            **options,
-        )
+        args = arguments(folder, run.seed, options)
         cost = StepCost()
-        trainer = method.trainer(
-            model, args, data_collator=data.collator, train_dataset=train, callbacks=[cost], **extra
+        trainer = find_method(run.method)[0].trainer(
+            model, args, data_collator=data.collator, train_dataset=train, callbacks=[cost], **trainer_options(own)
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         costs = cost.measured()
         scores = measure(trainer, measured)
         fit = measure(trainer, train[:: -(-len(train) // 1000)])  # at most 1,000 rows, of all classes
-    return {
-        **run._asdict(),
-        "machine": machine(),
-        **scores,
-        **costs,
-        "train_accuracy": fit["accuracy"],
-        "train_loss": fit["loss"],
-    }
+    fitted = {"train_accuracy": fit["accuracy"], "train_loss": fit["loss"]}
+    return {**run._asdict(), "machine": machine(), **scores, **costs, **fitted}
+
+
+def arguments(folder: str, seed: int, options: dict[str, Any]) -> ITRAConfig:
+    """The arguments of every run; plain Trainer passes ITRA's over."""
+    return ITRAConfig(
+        folder,
+        seed=seed,
+        warmup_steps=0.1,
+        per_device_eval_batch_size=256,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        **options,
+    )
+
+
+def change_package(own: dict[str, Any]) -> None:
+    """Put into the package what only the benchmark varies, for the rest of this process, which has one run."""
+    guards.LEARNED = own.get("fully_open_at", guards.LEARNED)
+    if not own.get("spread", True):
+        ClassPairedSampler._order_of_couples = plain_order
+
+
+def trainer_options(own: dict[str, Any]) -> dict[str, Any]:
+    """What a run's own options give the trainer."""
+    options = {"strength": own["strength"]} if "strength" in own else {}
+    if own.get("one_half"):
+        options["compute_loss_func"] = one_half_loss
+    if "contrast" in own:
+        options["matching_loss"] = partial(contrastive_discrepancy, contrast=own["contrast"])
+    return options
