@@ -65,7 +65,7 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
 
 
 def arguments(folder: str, seed: int, options: dict[str, Any]) -> ITRAConfig:
-    """The arguments of every run; plain Trainer passes ITRA's over."""
+    """The arguments of every run; to Trainer those of ITRA mean nothing."""
     return ITRAConfig(
         folder,
         seed=seed,
