@@ -10,9 +10,9 @@ from methods import METHODS, settings
 from on_ranks import launch
 from one_run import Run, execute
 from plan import ABLATION_METHODS, FOR_FEW_ROWS, FOR_MANY_ROWS
-from runs import planned, run_all
+from runs import planned, read_tuned, run_all
 from tasks import Task
-from tune import best
+from tune import best, grid_of
 
 from itra_hf import ClassPairedSampler, guards
 
@@ -127,6 +127,19 @@ def test_tuning_takes_the_lowest_loss_of_those_as_accurate_as_the_best():
     # lr 2 is 0.01 behind lr 1 with a standard error of 0.04; lr 3 is 0.01 behind for sure
     assert best(rows, grid) == {"lr": 2}
     assert best(rows[:2] + rows[4:6], [grid[0], grid[2]]) == {"lr": 1}
+
+
+@pytest.mark.parametrize("task", read_tuned())
+def test_what_was_tuned_was_on_todays_grids(task):
+    for method, chosen in read_tuned()[task].items():
+        assert chosen in grid_of(task, method)
+
+
+def test_lower_learning_rates_are_tried_on_all_of_a_text_data_set_and_lora_has_its_own():
+    grids = {task: grid_of(task, "trainer") for task in ("sst2-1000/minilm", "sst2-all/minilm", "sst2-all/minilm-lora")}
+    few, whole, lora = ({point["learning_rate"] for point in grid} for grid in grids.values())
+    assert few < whole
+    assert min(whole) < min(few) <= min(lora)
 
 
 def test_the_cap_opens_where_a_run_says(monkeypatch):

@@ -26,10 +26,9 @@ def tune(
 ) -> None:
     """Write to tuned.json what was best; Trainer's learning rate and weight decay hold for all methods."""
     for method in dict.fromkeys(["trainer", *methods]):
-        knob, values = METHODS[method].knob, METHODS[method].grid
-        if method != "trainer" and knob is None:
+        if method != "trainer" and METHODS[method].knob is None:
             continue
-        grids = {task: _baseline(task) if knob is None else [{knob: value} for value in values] for task in tasks}
+        grids = {task: grid_of(task, method) for task in tasks}
         runs = [run for task in tasks for run in planned([task], [method], seeds, "validation", grids[task])]
         rows = run_all(runs, results, folders, workers)
         tuned = read_tuned()
@@ -37,6 +36,12 @@ def tune(
             tuned.setdefault(task, {})[method] = best([row for row in rows if row["task"] == task], grids[task])
             print(f"{task} {method}: {tuned[task][method]}", flush=True)
         TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n")
+
+
+def grid_of(task: str, method: str) -> list[dict[str, Any]]:
+    """The settings that a method is tuned over: those of its knob, of Trainer learning rate and weight decay."""
+    knob, values = METHODS[method].knob, METHODS[method].grid
+    return _baseline(task) if knob is None else [{knob: value} for value in values]
 
 
 def _baseline(task: str) -> list[dict[str, Any]]:
