@@ -13,7 +13,7 @@ from pairs import compare, holm
 from plan import MAIN, OTHERS
 from runs import HERE, planned
 from scipy import stats
-from summarise import ROOT, by_method, current, headline, page, readme_with
+from summarise import ROOT, by_method, current, headline, page, readme_with, verdicts
 from tables import family, gain_cells, tried_table, tuned_table
 from targets import targets
 
@@ -83,6 +83,24 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
     assert "ran with one thread a run on: an abacus." in text
     assert "+2.30 points on average" in headline(current(results))
+
+
+def test_a_task_leans_where_only_its_own_interval_leaves_out_zero():
+    gains = {"a": (1, 0.1), "b": (-1, 0.1), "c": (0.857, 1), "d": (-0.857, 1), "e": (0.2, 1)}  # c and d: p = 0.03
+    results = {
+        task: {
+            "trainer": {seed: {"accuracy": 0.5} for seed in range(10)},
+            "itra": {seed: {"accuracy": 0.5 + (gain + (-1) ** seed * spread) / 100} for seed in range(10)},
+        }
+        for task, (gain, spread) in gains.items()
+    }
+    assert verdicts(results) == [
+        "- better: a (+1.00)",
+        "- worse: b (-1.00)",
+        "- leans better: c (+0.86)",
+        "- leans worse: d (-0.86)",
+        "- no difference seen: e (+0.20)",
+    ]
 
 
 def test_what_was_tried_is_compared_with_trainer_at_the_same_options(tmp_path):

@@ -42,10 +42,14 @@ def by_method(path: Path) -> Results:
 
 
 def verdicts(results: Results) -> list[str]:
-    """What the main comparison says about each task, in words."""
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": []}
+    """What the main comparison says about each task, in words; it leans where only its own interval leaves out 0."""
+    groups: dict[str, list[str]] = {
+        name: [] for name in ("better", "worse", "leans better", "leans worse", "no difference seen")
+    }
     for (task, _), (comparison, p) in family(results, MAIN).items():
-        verdict = "no difference seen" if p > 0.05 else "better" if comparison.gain > 0 else "worse"
+        side = "better" if comparison.gain > 0 else "worse"
+        leans = comparison.low > 0 or comparison.high < 0
+        verdict = side if p <= 0.05 else f"leans {side}" if leans else "no difference seen"
         groups[verdict].append(f"{task} ({comparison.gain:+.2f})")
     return [f"- {verdict}: {', '.join(tasks)}" for verdict, tasks in groups.items() if tasks]
 
