@@ -44,8 +44,8 @@ class MatchingArguments:
         default=1.0, metadata=_help("Weight of the matching loss beside the task loss; 0 switches it off.")
     )
     matching_full_weight_rows: int = field(
-        default=10_000,
-        metadata=_help("Training rows up to which the weight is whole; with n times as many it is an n-th."),
+        default=1_000,
+        metadata=_help("Training rows per epoch of the run up to which the weight is whole; it falls as 1 / rows."),
     )
     matching_warmup_ratio: float = field(
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
@@ -135,9 +135,10 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
             raise where it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
-        matching_full_weight_rows: training rows up to which that factor is whole, default 10,000; beyond it falls
-            as 1 / rows, since many rows need less of a regulariser. Rows of a dataset without length (streaming) are
-            those of all steps. As many as the training set has switch this off.
+        matching_full_weight_rows: training rows for every epoch of the run up to which that factor is whole, default
+            1,000, so 5,000 rows in five epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of
+            a regulariser. A dataset without length (streaming) counts as one epoch of the rows of all steps. As many
+            as the training set has switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
             the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
         feature_layer: `"head"` (default) is the input of the classifier; an index takes that hidden state, 0 being the

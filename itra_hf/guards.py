@@ -27,20 +27,22 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
     return 1.0 if step >= warmup_steps else step / warmup_steps
 
 
-def share_for_rows(rows: int, full_weight_rows: int) -> float:
-    """The share of the weight that many training rows leave: `min(1, full_weight_rows / rows)`.
+def share_for_rows(rows: int, epochs: float, full_weight_rows: int) -> float:
+    """The share of the weight that many training rows leave: `min(1, full_weight_rows * epochs / rows)`.
 
     As in ridge regression or with a prior: beside the mean loss over n rows, a belief of a fixed strength weighs 1 / n.
+    And a run of few epochs over-adapts less to its rows, so less has to hold against that.
 
     Args:
         rows: of the training set.
-        full_weight_rows: up to so many rows the weight is whole.
+        epochs: of the run.
+        full_weight_rows: up to so many rows for every epoch the weight is whole.
 
     Example:
-        >>> [share_for_rows(rows, 10_000) for rows in (300, 10_000, 40_000)]
+        >>> [share_for_rows(rows, 5, 1_000) for rows in (300, 5_000, 20_000)]
         [1.0, 1.0, 0.25]
     """
-    return min(1.0, full_weight_rows / rows)
+    return min(1.0, full_weight_rows * epochs / rows)
 
 
 def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -36,7 +36,7 @@ class ITRATrainer(SavingTrainer):
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
     where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
-    `matching_weight`, or less for many training rows, after the ramp and the cap. The log holds `task_loss`,
+    `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. The log holds `task_loss`,
     `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was applied) beside
     `loss`. Evaluation, saving and everything else is Trainer's.
 
@@ -134,11 +134,14 @@ class ITRATrainer(SavingTrainer):
         return args.matching != "none" and args.matching_weight > 0 and not self._cannot_match
 
     @property
-    def num_train_rows(self) -> int:
-        """The rows of the training set; of one without length, those of all steps that are planned."""
-        if has_length(self.train_dataset):
-            return len(self.train_dataset)
-        return self.state.max_steps * self.get_total_train_batch_size(self.args)
+    def matching_share(self) -> float:
+        """The share of `matching_weight` that the rows and epochs of this run leave; known once training has begun.
+
+        A training set without length counts as one epoch of the rows of all steps.
+        """
+        planned = self.state.max_steps * self.get_total_train_batch_size(self.args)
+        rows = len(self.train_dataset) if has_length(self.train_dataset) else planned
+        return share_for_rows(rows, planned / rows, self.matching_args.matching_full_weight_rows)
 
     @property
     def _network(self) -> nn.Module:
@@ -243,8 +246,8 @@ class ITRATrainer(SavingTrainer):
 
     def _ramped_weight(self) -> float:
         args, state = self.matching_args, self.state
-        share = share_for_rows(self.num_train_rows, args.matching_full_weight_rows)
-        return args.matching_weight * share * ramp(state.global_step, state.max_steps, args.matching_warmup_ratio)
+        ramped = ramp(state.global_step, state.max_steps, args.matching_warmup_ratio)
+        return args.matching_weight * self.matching_share * ramped
 
     def _loss_scale(self) -> Tensor | float:
         """What the gradient scaler multiplies the loss with."""

@@ -20,11 +20,11 @@ def test_the_ramp_is_linear_then_one(step, max_steps, ratio):
     assert ramp(step, max_steps, ratio) == pytest.approx(expected)
 
 
-@given(st.integers(1, 10**7), st.integers(1, 10**5))
-def test_beyond_so_many_rows_the_weight_falls_as_one_over_rows(rows, full):
-    share = share_for_rows(rows, full)
-    assert share == (1 if rows <= full else pytest.approx(full / rows))
-    assert share_for_rows(10 * rows, full) <= share
+@given(st.integers(1, 10**7), st.floats(0.1, 100), st.integers(1, 10**5))
+def test_beyond_so_many_rows_for_an_epoch_the_weight_falls_as_one_over_rows(rows, epochs, full):
+    share = share_for_rows(rows, epochs, full)
+    assert share == pytest.approx(1 if rows / epochs <= full else full / (rows / epochs))
+    assert share_for_rows(10 * rows, epochs, full) <= share <= share_for_rows(rows, 10 * epochs, full)
 
 
 @given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3), st.floats(-1, 1e3))

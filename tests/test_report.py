@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     callback = ITRADiagnosticsCallback(MEASURES, modes=[i % 6 for i in range(48)], max_share=1, report=True)
     options = {"max_steps": 12, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4, "learning_rate": 0.05}
-    options |= {"matching_weight": 80.0, "matching_full_weight_rows": 12}  # of 48, so a quarter
+    options |= {"matching_weight": 80.0, "matching_full_weight_rows": 6}  # a quarter: 48 rows, two epochs
     keywords = {"callbacks": [callback]}
     trainer = tiny.trainer(folder, tiny.Mlp(), tiny.vectors(), keywords=keywords, **options)
     trainer.train()
@@ -176,7 +176,7 @@ def test_the_guards_show_the_ramp_beside_the_weight_that_the_cap_left(run):
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     (picture,) = [picture for picture in run_pictures(Run(run)) if picture.name == "guards"]
     ramped, applied = (line.get_ydata() for line in figure_of(picture).axes[0].lines)
-    weight = 80.0 * 12 / 48  # the rows that leave it whole, over the rows
+    weight = 80.0 * 6 * 2 / 48  # rows for an epoch that leave it whole, epochs, rows
     per_step = [weight * min(1, step / 3.6) for step in range(12)]  # a warmup of 0.3 of 12 steps, logged every 2
     assert list(ramped) == pytest.approx(np.reshape(per_step, (6, 2)).mean(1).tolist())
     assert list(applied) == [entry["matching_weight"] for entry in history if "matching_weight" in entry]

@@ -247,19 +247,24 @@ def test_label_smoothing_and_compute_loss_func_keep_their_task_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "counted"), [(tiny.vectors(48), 48), (tiny.Stream(tiny.vectors(48)), 32)], ids=["list", "stream"]
+    ("rows", "changes", "whole"),
+    [
+        (tiny.vectors(48), {"max_steps": 12}, 24),
+        (tiny.vectors(48), {"max_steps": 3}, 96),
+        (tiny.vectors(48), {"max_steps": 6, "gradient_accumulation_steps": 2}, 24),
+        (tiny.vectors(48), {"max_steps": -1, "num_train_epochs": 3.0}, 16),
+        (tiny.Stream(tiny.vectors(48)), {"max_steps": 4}, 32),
+    ],
+    ids=["two epochs", "half an epoch", "accumulated", "epochs asked for", "stream, one epoch of 4 x 8 rows"],
 )
-def test_beyond_the_rows_of_full_weight_the_weight_falls_as_one_over_rows(tmp_path, rows, counted):
-    """Of a stream the rows of all steps count: four of eight rows."""
-    options = {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "logging_steps": 1}
-    for full, expected in ((counted, 0.5), (counted + 1, 0.5), (counted // 4, 0.125)):
+def test_beyond_the_rows_of_full_weight_for_an_epoch_the_weight_falls_as_one_over_rows(tmp_path, rows, changes, whole):
+    options = {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "logging_steps": 1} | changes
+    for full, expected in ((whole, 0.5), (whole + 1, 0.5), (whole // 4, 0.125)):
         trainer = tiny.trainer(
             tmp_path, tiny.Mlp(), rows, matching_weight=0.5, matching_full_weight_rows=full, **options
         )
         trainer.train()
-        assert trainer.num_train_rows == counted
-        logged = [entry["matching_weight"] for entry in trainer.state.log_history if "matching_weight" in entry]
-        assert logged == [expected] * 4
+        assert logs_of(trainer, "matching_weight") == pytest.approx([expected] * trainer.state.global_step)
 
 
 def test_the_ramp_raises_the_weight_step_by_step(tmp_path):

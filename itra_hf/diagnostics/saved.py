@@ -69,7 +69,7 @@ class SavedRun:
         values = {name: value for name, value in values.items() if name not in ours} | {"processes": args.world_size}
         state = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
         if any("matching_loss" in entry for entry in trainer.state.log_history):
-            state["train_rows"] = cast("ITRATrainer", trainer).num_train_rows
+            state["matching_share"] = cast("ITRATrainer", trainer).matching_share
             values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from itra_hf.guards import ramp, share_for_rows
+from itra_hf.guards import ramp
 from itra_hf.report.drawing import Picture, curve, finish, told
 from itra_hf.report.runs import Run, Series
 
@@ -49,8 +49,7 @@ def _guards(run: Run) -> Picture | None:
     applied, settings = run.series("matching_weight"), run.settings
     lines = {"applied, after ramp and cap": applied}
     if applied[0] and "matching_weight" in settings:
-        share = share_for_rows(run.config["train_rows"], settings["matching_full_weight_rows"])
-        weight = settings["matching_weight"] * share
+        weight = settings["matching_weight"] * run.config["matching_share"]
         asked = weight, run.config["planned_steps"], settings["matching_warmup_ratio"]
         lines = {"asked for by the ramp": (applied[0], _mean_ramp(applied[0], *asked)), **lines}
     caption = (
