@@ -44,7 +44,7 @@ METHODS_REPORTED = [*DEFAULT, *RIVALS, *ON_TOP, *FORMS]
 
 ON_RANKS = "itra:ranks=2"
 RANDOM_PAIRING = "itra:pairing=random"
-WHOLE_WEIGHT = "itra:matching_full_weight_rows=12000"  # whole on every task, as 60,000 rows in five epochs ask for no more
+WHOLE_WEIGHT = "itra:matching_full_weight_rows=12000"  # enough for 60,000 rows in five epochs
 NEARLY_WHOLE_WEIGHT = "itra:matching_weight=0.9997000899730081,matching_full_weight_rows=12000"
 ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "no cap": ("itra:matching_max_grad_ratio=null", "itra"),

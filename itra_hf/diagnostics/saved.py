@@ -67,7 +67,7 @@ class SavedRun:
         ours = {option.name for option in fields(MatchingArguments)}
         values = {name: getattr(args, name) for name in SETTINGS} | public_arguments(args)
         values = {name: value for name, value in values.items() if name not in ours} | {"processes": args.world_size}
-        state = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
+        state: dict[str, Any] = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
         if any("matching_loss" in entry for entry in trainer.state.log_history):
             state["matching_share"] = cast("ITRATrainer", trainer).matching_share
             values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
