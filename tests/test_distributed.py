@@ -33,6 +33,7 @@ SCENARIOS = {
     "random_pairs": {"pairing": "random"},
     "class_on_one_rank_only": ONE_CLASS_PER_RANK | {"matching": "class_conditional"},
     "ramp_alone": {"matching_max_grad_ratio": None, "matching_weight": 0.5},
+    "many_rows": {"matching_max_grad_ratio": None, "matching_weight": 2.4, "matching_full_weight_rows": 2},
     "no_guards": {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "matching_weight": 0.5},
     "counting": COUNTING,
     "counting_not_averaged": COUNTING | {"average_tokens_across_devices": False},
