@@ -34,8 +34,8 @@ def share_for_rows(rows: int, epochs: float, full_weight_rows: int) -> float:
     And a run of few epochs over-adapts less to its rows, so less has to hold against that.
 
     Args:
-        rows: of the training set.
-        epochs: of the run.
+        rows: that the run sees.
+        epochs: how often it sees them.
         full_weight_rows: up to so many rows for every epoch the weight is whole.
 
     Example:

@@ -137,10 +137,10 @@ class ITRATrainer(SavingTrainer):
     def matching_share(self) -> float:
         """The share of `matching_weight` that the rows and epochs of this run leave; known once training has begun.
 
-        A training set without length counts as one epoch of the rows of all steps.
+        Less than an epoch, or a training set without length, counts as one epoch of the rows of all steps.
         """
         planned = self.state.max_steps * self.get_total_train_batch_size(self.args)
-        rows = len(self.train_dataset) if has_length(self.train_dataset) else planned
+        rows = min(len(self.train_dataset), planned) if has_length(self.train_dataset) else planned
         return share_for_rows(rows, planned / rows, self.matching_args.matching_full_weight_rows)
 
     @property

@@ -250,7 +250,7 @@ def test_label_smoothing_and_compute_loss_func_keep_their_task_loss(tmp_path):
     ("rows", "changes", "whole"),
     [
         (tiny.vectors(48), {"max_steps": 12}, 24),
-        (tiny.vectors(48), {"max_steps": 3}, 96),
+        (tiny.vectors(48), {"max_steps": 3}, 24),
         (tiny.vectors(48), {"max_steps": 6, "gradient_accumulation_steps": 2}, 24),
         (tiny.vectors(48), {"max_steps": -1, "num_train_epochs": 3.0}, 16),
         (tiny.Stream(tiny.vectors(48)), {"max_steps": 4}, 32),
