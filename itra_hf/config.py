@@ -45,7 +45,7 @@ class MatchingArguments:
     )
     matching_full_weight_rows: int = field(
         default=1_000,
-        metadata=_help("Training rows per epoch of the run up to which the weight is whole; it falls as 1 / rows."),
+        metadata=_help("Training rows per epoch of the run with the whole weight; with more it falls as 1 / rows."),
     )
     matching_warmup_ratio: float = field(
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
