@@ -122,8 +122,14 @@ def test_what_was_tuned_stands_with_its_seeds():
     runs_of = {"trainer": {100: {}, 101: {}}, "dropout": {100: {}}}
     chosen = {"trainer": {"learning_rate": 0.02, "weight_decay": 1.0}, "dropout": {"dropout": 0.3}}
     lines = tuned_table({"digits-100/cnn": chosen}, {"digits-100/cnn": runs_of})[2:]
-    assert "| digits-100/cnn | trainer | learning_rate 0.02, weight_decay 1 | 2 |" in lines
+    assert "| digits-100/cnn | trainer | learning_rate 0.02, weight_decay 1 (end) | 2 |" in lines
     assert "| digits-100/cnn | dropout | dropout 0.3 | 1 |" in lines
+
+
+def test_what_was_tuned_says_where_the_best_is_the_end_of_its_grid():
+    text = {"trainer": {"learning_rate": 3e-5, "weight_decay": 0.01}}  # the only decay, and the rate that was added
+    lines = tuned_table({"sst2-200/minilm": text}, {"sst2-200/minilm": {"trainer": {100: {}}}})[2:]
+    assert lines[0] == "| sst2-200/minilm | trainer | learning_rate 3e-05 (end), weight_decay 0.01 | 1 |"
 
 
 def test_targets_are_held_against_what_came_out():

@@ -136,10 +136,17 @@ def test_what_was_tuned_was_on_todays_grids(task):
 
 
 def test_lower_learning_rates_are_tried_on_all_of_a_text_data_set_and_lora_has_its_own():
-    grids = {task: grid_of(task, "trainer") for task in ("sst2-1000/minilm", "sst2-all/minilm", "sst2-all/minilm-lora")}
-    few, whole, lora = ({point["learning_rate"] for point in grid} for grid in grids.values())
+    tasks = ("banking77-10shot/minilm-last2", "banking77-all/minilm-last2", "banking77-all/minilm-lora")
+    few, whole, lora = ({point["learning_rate"] for point in grid_of(task, "trainer")} for task in tasks)
     assert few < whole
     assert min(whole) < min(few) <= min(lora)
+
+
+def test_a_learning_rate_is_added_where_the_last_of_the_grid_was_best():
+    assert {point["learning_rate"] for point in grid_of("sst2-200/minilm", "trainer")} == {3e-5, 1e-4, 3e-4, 1e-3}
+    added = [point for point in grid_of("fashion_mnist-300/cnn", "trainer") if point["learning_rate"] == 0.08]
+    assert [point["weight_decay"] for point in added] == [0.01, 0.3, 1.0]
+    assert grid_of("fashion_mnist-300/cnn", "mixup") == grid_of("fashion_mnist-1000/cnn", "mixup")
 
 
 def test_the_cap_opens_where_a_run_says(monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pairs import Comparison, compare, holm
 from plan import ABLATED, ABLATIONS, MAIN, OTHERS
+from tune import grid_of
 
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # task, method, seed
 
@@ -140,11 +141,20 @@ def reference(method: str) -> str:
 
 
 def tuned_table(tuned: dict[str, dict[str, dict[str, float]]], tuning: Results) -> list[str]:
-    """What was chosen for each task and method, and over how many seeds."""
+    """What was chosen for each task and method, and over how many seeds; it says what is the end of its grid."""
+
+    def chosen(task: str, method: str) -> str:
+        grid = grid_of(task, method)
+        ends = {name: (min(point[name] for point in grid), max(point[name] for point in grid)) for name in grid[0]}
+        return ", ".join(
+            f"{name} {value:g}" + " (end)" * (value in ends[name] and len(set(ends[name])) > 1)
+            for name, value in tuned[task][method].items()
+        )
+
     rows = [
-        [task, method, ", ".join(f"{name} {value:g}" for name, value in values.items()), str(len(tuning[task][method]))]
+        [task, method, chosen(task, method), str(len(tuning[task][method]))]
         for task, methods in tuned.items()
-        for method, values in methods.items()
+        for method in methods
     ]
     return table(["task", "method", "chosen", "seeds"], rows)
 

@@ -13,9 +13,11 @@ from methods import (
     FULL_TEXT_BASELINE,
     LORA_BASELINE,
     METHODS,
+    MORE_RATES,
     RESNET_BASELINE,
     TEXT_BASELINE,
     VIT_BASELINE,
+    WHOLE_TEXT_BASELINE,
 )
 from runs import TUNED, planned, read_tuned, run_all
 from tasks import Task
@@ -49,12 +51,14 @@ def _baseline(task: str) -> list[dict[str, Any]]:
     if network.endswith("-lora"):
         grid = LORA_BASELINE
     elif Task(task).is_text:
-        grid = FULL_TEXT_BASELINE if whole else TEXT_BASELINE
+        grid = FULL_TEXT_BASELINE if whole else TEXT_BASELINE if network.endswith("-last2") else WHOLE_TEXT_BASELINE
     elif network == "cnn":
         grid = FULL_BASELINE if whole else BASELINE
     else:
         grid = VIT_BASELINE if network == "vit" else RESNET_BASELINE
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    rates = (*grid["learning_rate"], *MORE_RATES.get(task, ()))
+    pairs = itertools.product(rates, grid["weight_decay"])
+    return [{"learning_rate": rate, "weight_decay": decay} for rate, decay in pairs]
 
 
 def best(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> dict[str, Any]:
