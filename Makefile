@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := pip install --quiet --no-compile  # Python compiles what is imported; to compile all takes a minute
 IN_TWO := --numprocesses 2 --dist loadfile  # the tests of a file share what takes long to make
 
 .PHONY: install demo test test-oldest lint format docs figures notebook coverage bench-collapse bench-dropout bench-losses \
@@ -8,7 +9,7 @@ IN_TWO := --numprocesses 2 --dist loadfile  # the tests of a file share what tak
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/$(INSTALL) --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 install: .venv/installed
@@ -20,7 +21,7 @@ test: install
 	$(BIN)/python -m pytest $(IN_TWO)
 
 .venv/docs-installed: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/$(INSTALL) --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 docs: .venv/docs-installed
@@ -34,7 +35,7 @@ notebook: install
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[test]"
+	.venv-oldest/bin/$(INSTALL) --constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
 
 test-oldest: .venv-oldest/installed
@@ -56,8 +57,8 @@ bench-dropout: install
 	$(BIN)/python benchmarks/dropout.py
 
 bench-losses: install
-	$(BIN)/pip install --quiet --constraint constraints.txt geomloss tqdm torchmetrics
-	$(BIN)/pip install --quiet --no-deps pytorch-adapt pytorch-metric-learning
+	$(BIN)/$(INSTALL) --constraint constraints.txt geomloss tqdm torchmetrics
+	$(BIN)/$(INSTALL) --no-deps pytorch-adapt pytorch-metric-learning
 	$(BIN)/python benchmarks/losses.py
 
 bench-sampler: install

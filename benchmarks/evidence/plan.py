@@ -93,7 +93,7 @@ QUICK_METHODS = [*DEFAULT, "half_batch", "label_smoothing", "dropout", *ON_TOP]
 def reported_seeds(task: str) -> list[int]:
     """The reported seeds: ten where a run is cheap, 20 of digits there, whose test set is small, and 12 of few reviews,
     which differ most from seed to seed; five of other texts and where all rows are used."""
-    if task == "sst2-200/minilm-last2":
+    if task.startswith("sst2-200/"):
         return list(range(12))
     if task.startswith(("banking77", "sst2")) or "-all/" in task:
         return list(range(5))
