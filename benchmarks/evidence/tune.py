@@ -50,8 +50,10 @@ def _baseline(task: str) -> list[dict[str, Any]]:
     network, whole = Task(task).network, Task(task).size == "all"
     if network.endswith("-lora"):
         grid = LORA_BASELINE
+    elif Task(task).is_text and whole:
+        grid = FULL_TEXT_BASELINE
     elif Task(task).is_text:
-        grid = FULL_TEXT_BASELINE if whole else TEXT_BASELINE if network.endswith("-last2") else WHOLE_TEXT_BASELINE
+        grid = TEXT_BASELINE if network.endswith("-last2") else WHOLE_TEXT_BASELINE
     elif network == "cnn":
         grid = FULL_BASELINE if whole else BASELINE
     else:
