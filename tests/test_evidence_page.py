@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from forest import main_forest, methods_forest
+from kinds import kinds_table
 from measures import expected_calibration_error, nc1
 from pairs import compare, holm
 from plan import MAIN, OTHERS
@@ -159,6 +160,36 @@ def test_targets_are_held_against_what_came_out():
         *(["+1.10", "yes"], ["+0.50", "no"], ["-0.35", "no"], ["-0.20", "yes"]),
     ]
     assert rows == expected
+
+
+def test_a_kind_of_tasks_has_the_mean_gain_of_its_tasks_and_the_interval_over_them():
+    def task(gain, loss, seeds=3):
+        runs = {"trainer": (0.8, 1.0), "itra": (0.8 + gain / 100, loss)}
+        return {
+            name: {seed: {"accuracy": accuracy + seed / 100, "loss": own, "scatter": 0.5} for seed in range(seeds)}
+            for name, (accuracy, own) in runs.items()
+        }
+
+    results = {
+        "digits-100/cnn": task(1.0, 0.8),
+        "digits-300/cnn": task(2.0, 0.9),
+        "fashion_mnist-300/cnn": task(0.0, 1.0, seeds=5),
+        "digits-100/vit": task(-3.0, 1.0),
+        "fashion_mnist-all/cnn": task(0.5, 1.0),
+        "sst2-all/minilm": task(-0.5, 1.2),
+        "sst2-1000/minilm-lora": task(0.25, 1.0),
+        "banking77-10shot/minilm-last2": task(-0.25, 1.0),
+        "digits-300/vit": task(9.0, 1.0, seeds=1),  # one seed tells nothing
+    }
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in kinds_table(results)[2:] if line]
+    # the small CNN: standard error 1 / sqrt(3), t of two degrees of freedom 4.303
+    assert rows == [
+        ["few images, cnn", "3", "+1.00 (-1.48 to +3.48)", "2 / 1 / 0", "-10 %", "+0 %"],
+        ["few images, vit", "1", "-3.00", "0 / 0 / 1", "+0 %", "+0 %"],
+        ["all rows", "2", "+0.00 (-6.35 to +6.35)", "1 / 0 / 1", "+10 %", "+0 %"],
+        ["few reviews, two classes", "1", "+0.25", "1 / 0 / 0", "+0 %", "+0 %"],
+        ["few queries, 77 intents", "1", "-0.25", "0 / 0 / 1", "+0 %", "+0 %"],
+    ]
 
 
 def test_readme_takes_the_headline_between_its_marks():

@@ -23,7 +23,7 @@ VIT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "weight_decay":
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
 FULL_TEXT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}  # on all data
 WHOLE_TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3), "weight_decay": (0.01,)}  # of a whole encoder
-LORA_BASELINE = {"learning_rate": (3e-3, 1e-2, 3e-2), "weight_decay": (0.01,)}
+LORA_BASELINE = {"learning_rate": (3e-3, 1e-2), "weight_decay": (0.01,)}
 MORE_RATES = {  # learning rates that were added where the last of the grid was best
     "fashion_mnist-300/cnn": (8e-2,),
     "fashion_mnist-1000/resnet": (1e-1,),
@@ -33,6 +33,9 @@ MORE_RATES = {  # learning rates that were added where the last of the grid was 
     "banking77-5shot/minilm": (3e-3,),
     "sst2-200/minilm": (3e-5, 1e-4),
     "sst2-1000/minilm": (3e-5, 1e-4),
+    "banking77-5shot/minilm-lora": (3e-2,),
+    "sst2-200/minilm-lora": (3e-4, 1e-3, 3e-2),
+    "sst2-1000/minilm-lora": (1e-3,),
 }
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
 # rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from forest import main_forest, methods_forest
+from kinds import kinds_table
 from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED
 from runs import HERE, Run, planned, read_results, read_tuned
 from tables import Results, ablation_table, column, family, main_table, task_tables, tried_table, tuned_table
@@ -87,6 +88,7 @@ def page(results: Results) -> str:
         "tried": tried_table(by_method(HERE / "tried.jsonl")),
         "verdicts": verdicts(results),
         "main": main_table(results),
+        "kinds": kinds_table(results),
         "targets": targets(results),
         "tasks": task_tables(results),
         "ablations": ablation_table(results),

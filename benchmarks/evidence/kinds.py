@@ -1,0 +1,32 @@
+"""The main question asked of a kind of tasks as a whole: few images with one network, few intents, few reviews."""
+
+from collections import defaultdict
+
+from pairs import compare
+from plan import MAIN
+from tables import Results, family, gain_cells, table
+from targets import mean_change
+from tasks import Task
+
+FEW_TEXTS = {"banking77": "few queries, 77 intents", "sst2": "few reviews, two classes"}
+
+
+def kind_of(name: str) -> str:
+    """The kind of a task: all rows of any data, few texts of one data set, or few images with one network."""
+    task = Task(name)
+    return "all rows" if task.size == "all" else FEW_TEXTS.get(task.data, f"few images, {task.network}")
+
+
+def kinds_table(results: Results) -> list[str]:
+    """Each kind's mean gain over its tasks, and the interval of that mean, in which a task counts as one draw."""
+    kinds: dict[str, dict[str, float]] = defaultdict(dict)
+    for (task, _), (comparison, _) in family(results, MAIN).items():
+        kinds[kind_of(task)][task] = comparison.gain
+    rows = []
+    for kind, gains in kinds.items():
+        draws = {i: gain / 100 for i, gain in enumerate(gains.values())}
+        pair = compare(draws, dict.fromkeys(draws, 0.0))
+        gain, _, counts = gain_cells(pair, pair.p)
+        changes = [f"{mean_change(results, list(gains), measure):+.0f} %" for measure in ("loss", "scatter")]
+        rows.append([kind, str(len(gains)), gain, counts, *changes])
+    return table(["kind", "tasks", "mean gain (95 %)", "better / equal / worse", "test loss", "scatter ratio"], rows)
