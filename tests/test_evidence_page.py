@@ -186,9 +186,9 @@ def test_a_kind_of_tasks_has_the_mean_gain_of_its_tasks_and_the_interval_over_th
     assert rows == [
         ["few images, cnn", "3", "+1.00 (-1.48 to +3.48)", "2 / 1 / 0", "-10 %", "+0 %"],
         ["few images, vit", "1", "-3.00", "0 / 0 / 1", "+0 %", "+0 %"],
-        ["all rows", "2", "+0.00 (-6.35 to +6.35)", "1 / 0 / 1", "+10 %", "+0 %"],
         ["few reviews, two classes", "1", "+0.25", "1 / 0 / 0", "+0 %", "+0 %"],
         ["few queries, 77 intents", "1", "-0.25", "0 / 0 / 1", "+0 %", "+0 %"],
+        ["all rows", "2", "+0.00 (-6.35 to +6.35)", "1 / 0 / 1", "+10 %", "+0 %"],
     ]
 
 

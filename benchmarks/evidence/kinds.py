@@ -8,13 +8,14 @@ from tables import Results, family, gain_cells, table
 from targets import mean_change
 from tasks import Task
 
+ALL_ROWS = "all rows"
 FEW_TEXTS = {"banking77": "few queries, 77 intents", "sst2": "few reviews, two classes"}
 
 
 def kind_of(name: str) -> str:
     """The kind of a task: all rows of any data, few texts of one data set, or few images with one network."""
     task = Task(name)
-    return "all rows" if task.size == "all" else FEW_TEXTS.get(task.data, f"few images, {task.network}")
+    return ALL_ROWS if task.size == "all" else FEW_TEXTS.get(task.data, f"few images, {task.network}")
 
 
 def kinds_table(results: Results) -> list[str]:
@@ -23,7 +24,7 @@ def kinds_table(results: Results) -> list[str]:
     for (task, _), (comparison, _) in family(results, MAIN).items():
         kinds[kind_of(task)][task] = comparison.gain
     rows = []
-    for kind, gains in kinds.items():
+    for kind, gains in sorted(kinds.items(), key=lambda item: item[0] == ALL_ROWS):  # these come last
         draws = {i: gain / 100 for i, gain in enumerate(gains.values())}
         pair = compare(draws, dict.fromkeys(draws, 0.0))
         gain, _, counts = gain_cells(pair, pair.p)

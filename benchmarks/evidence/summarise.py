@@ -56,7 +56,7 @@ def verdicts(results: Results) -> list[str]:
 
 
 def headline(results: Results) -> str:
-    """Two sentences on the settings with few labelled images."""
+    """Two sentences on the settings with few labelled images, and what each kind of task gains."""
     low = {task: pair for (task, _), pair in family(results, MAIN).items() if task in LOW_DATA_IMAGES}
     if not low:
         raise ValueError("the results hold no low-data images at today's settings; run `make evidence` first")
@@ -74,8 +74,9 @@ def headline(results: Results) -> str:
         f"{max(gains):+.2f}),\nsignificantly better on {better} of {len(low)}; "
         f"the test loss by {mean(changes('loss')):+.0f} %, the within/between scatter by\n"
         f"{mean(changes('scatter')):+.0f} %, the calibration error by {min(errors):+.0f} to {max(errors):+.0f} %. "
-        "What else was run, where it does not gain\n"
-        "included, is in [docs/evidence.md](docs/evidence.md), which `make evidence` makes again."
+        "By kind of task, each\ntask counting once and the interval over tasks:\n\n"
+        + "\n".join(kinds_table(results))
+        + "\nTask by task it stands in [docs/evidence.md](docs/evidence.md), which `make evidence` makes again."
     )
 
 
