@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := pip install --quiet --no-compile  # Python compiles what is imported; to compile all takes a minute
+unexport PYTHONDONTWRITEBYTECODE  # else each process would compile it anew
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder  # the tests of a file share what takes long to make
 
 .PHONY: install demo test test-oldest lint format docs figures notebook coverage bench-collapse bench-dropout bench-losses \
