@@ -12,8 +12,8 @@ from forest import main_forest, methods_forest
 from kinds import kinds_table
 from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED
 from runs import HERE, Run, planned, read_results, read_tuned
-from tables import Results, ablation_table, column, family, main_table, task_tables, tried_table, tuned_table
-from targets import targets
+from tables import Results, ablation_table, family, main_table, task_tables, tried_table, tuned_table
+from targets import changes, mean_change, targets
 
 ROOT = HERE.parents[1]
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
@@ -62,18 +62,14 @@ def headline(results: Results) -> str:
         raise ValueError("the results hold no low-data images at today's settings; run `make evidence` first")
     gains = [comparison.gain for comparison, _ in low.values()]
     better = sum(p <= 0.05 and comparison.gain > 0 for comparison, p in low.values())
-
-    def changes(measure: str) -> list[float]:
-        means = {task: [mean(column(results[task][m], measure).values()) for m in ("itra", "trainer")] for task in low}
-        return [100 * (ours / theirs - 1) for ours, theirs in means.values()]
-
-    errors = changes("ece")
+    errors = changes(results, list(low), "ece")
+    loss, scatter = (mean_change(results, list(low), measure) for measure in ("loss", "scatter"))
     return (
         f"With few labelled images (a small CNN, {len(low)} settings, ITRA's defaults against a tuned Trainer, paired\n"
         f"seeds) the test accuracy changes by {mean(gains):+.2f} points on average ({min(gains):+.2f} to "
         f"{max(gains):+.2f}),\nsignificantly better on {better} of {len(low)}; "
-        f"the test loss by {mean(changes('loss')):+.0f} %, the within/between scatter by\n"
-        f"{mean(changes('scatter')):+.0f} %, the calibration error by {min(errors):+.0f} to {max(errors):+.0f} %. "
+        f"the test loss by {loss:+.0f} %, the within/between scatter by\n"
+        f"{scatter:+.0f} %, the calibration error by {min(errors):+.0f} to {max(errors):+.0f} %. "
         "By kind of task, each\ntask counting once and the interval over tasks:\n\n"
         + "\n".join(kinds_table(results))
         + "\nTask by task it stands in [docs/evidence.md](docs/evidence.md), which `make evidence` makes again."

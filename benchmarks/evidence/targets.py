@@ -9,10 +9,15 @@ INTENTS = tuple(task for task in TEXTS if task.startswith(("banking77-5shot/", "
 ON_TOP = ("itra+label_smoothing", "itra+dropout")
 
 
-def mean_change(results: Results, tasks: list[str], measure: str) -> float:
-    """The mean over tasks of how much a measure's mean changes from Trainer to ITRA, in percent."""
+def changes(results: Results, tasks: list[str], measure: str) -> list[float]:
+    """How much a measure's mean changes from Trainer to ITRA, in percent, on each of the tasks."""
     means = [[mean(column(results[task][name], measure).values()) for name in ("itra", "trainer")] for task in tasks]
-    return mean(100 * (ours / theirs - 1) for ours, theirs in means)
+    return [100 * (ours / theirs - 1) for ours, theirs in means]
+
+
+def mean_change(results: Results, tasks: list[str], measure: str) -> float:
+    """The mean over tasks of these changes."""
+    return mean(changes(results, tasks, measure))
 
 
 def targets(results: Results) -> list[str]:
