@@ -14,7 +14,7 @@ from pairs import compare, holm
 from plan import MAIN, OTHERS
 from runs import HERE, planned
 from scipy import stats
-from summarise import ROOT, by_method, current, headline, page, readme_with, verdicts
+from summarise import ROOT, by_method, current, headline, machines, page, readme_with, verdicts
 from tables import family, gain_cells, tried_table, tuned_table
 from targets import targets
 
@@ -84,6 +84,15 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
     assert "ran with one thread a run on: an abacus." in text
     assert "+2.30 points on average" in headline(current(results))
+
+
+def test_the_page_says_which_tasks_ran_on_another_machine():
+    results = {
+        task: {"trainer": {0: {"machine": name}}, "itra": {0: {"machine": name}}}
+        for task, name in (("a", "a slide rule"), ("b", "an abacus"), ("c", "an abacus"), ("d", "a slide rule"))
+    }
+    results["d"]["itra"][1] = {"machine": "an abacus"}  # a task of both counts with both
+    assert machines(results) == "an abacus; a, d on a slide rule"
 
 
 def test_a_task_leans_where_only_its_own_interval_leaves_out_zero():
@@ -186,7 +195,7 @@ def test_a_kind_of_tasks_has_the_mean_gain_of_its_tasks_and_the_interval_over_th
     assert rows == [
         ["few images, cnn", "3", "+1.00 (-1.48 to +3.48)", "2 / 1 / 0", "-10 %", "+0 %"],
         ["few images, vit", "1", "-3.00", "0 / 0 / 1", "+0 %", "+0 %"],
-        ["few reviews, two classes", "1", "+0.25", "1 / 0 / 0", "+0 %", "+0 %"],
+        ["few reviews, two classes, LoRA", "1", "+0.25", "1 / 0 / 0", "+0 %", "+0 %"],
         ["few queries, 77 intents", "1", "-0.25", "0 / 0 / 1", "+0 %", "+0 %"],
         ["all rows", "2", "+0.00 (-6.35 to +6.35)", "1 / 0 / 1", "+10 %", "+0 %"],
     ]

@@ -142,6 +142,13 @@ def test_lower_learning_rates_are_tried_on_all_of_a_text_data_set_and_lora_has_i
     assert min(whole) < min(few) <= min(lora)
 
 
+@pytest.mark.parametrize("task", ["sst2-all/minilm", "banking77-all/bert_base", "sst2-200/bert_base"])
+def test_a_whole_encoder_is_tried_at_lower_learning_rates_on_all_data_and_bert_everywhere(task):
+    rates, few = ({point["learning_rate"] for point in grid_of(name, "trainer")} for name in (task, "sst2-5/minilm"))
+    assert min(rates) < min(few)
+    assert max(rates) <= 3e-4
+
+
 def test_a_learning_rate_is_added_where_the_last_of_the_grid_was_best():
     assert {point["learning_rate"] for point in grid_of("sst2-200/minilm", "trainer")} == {3e-5, 1e-4, 3e-4, 1e-3}
     added = [point for point in grid_of("fashion_mnist-300/cnn", "trainer") if point["learning_rate"] == 0.08]

@@ -1,4 +1,5 @@
-"""The main question asked of a kind of tasks as a whole: few images with one network, few intents, few reviews."""
+"""The main question asked of a kind of tasks as a whole: few images with one network, few texts with an encoder's own
+weights in training or with LoRA's."""
 
 from collections import defaultdict
 
@@ -13,9 +14,14 @@ FEW_TEXTS = {"banking77": "few queries, 77 intents", "sst2": "few reviews, two c
 
 
 def kind_of(name: str) -> str:
-    """The kind of a task: all rows of any data, few texts of one data set, or few images with one network."""
+    """The kind of a task: all rows of any data, few texts of one data set (LoRA by itself), or few images with one
+    network."""
     task = Task(name)
-    return ALL_ROWS if task.size == "all" else FEW_TEXTS.get(task.data, f"few images, {task.network}")
+    if task.size == "all":
+        return ALL_ROWS
+    if not task.is_text:
+        return f"few images, {task.network}"
+    return FEW_TEXTS[task.data] + ", LoRA" * task.network.endswith("-lora")
 
 
 def kinds_table(results: Results) -> list[str]:

@@ -23,6 +23,7 @@ VIT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "weight_decay":
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}
 FULL_TEXT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}  # on all data
 WHOLE_TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3), "weight_decay": (0.01,)}  # of a whole encoder
+LOW_TEXT_BASELINE = {"learning_rate": (3e-5, 1e-4, 3e-4), "weight_decay": (0.01,)}  # of it on all data, or of BERT
 LORA_BASELINE = {"learning_rate": (3e-3, 1e-2), "weight_decay": (0.01,)}
 MORE_RATES = {  # learning rates that were added where the last of the grid was best
     "fashion_mnist-300/cnn": (8e-2,),
@@ -34,6 +35,8 @@ MORE_RATES = {  # learning rates that were added where the last of the grid was 
     "sst2-200/minilm": (3e-5, 1e-4),
     "sst2-1000/minilm": (3e-5, 1e-4),
     "banking77-5shot/minilm-lora": (3e-2,),
+    "banking77-10shot/minilm": (3e-3,),
+    "banking77-10shot/minilm-lora": (3e-2,),
     "sst2-200/minilm-lora": (3e-4, 1e-3, 3e-2),
     "sst2-1000/minilm-lora": (1e-3,),
 }

@@ -55,6 +55,16 @@ def verdicts(results: Results) -> list[str]:
     return [f"- {verdict}: {', '.join(tasks)}" for verdict, tasks in groups.items() if tasks]
 
 
+def machines(results: Results) -> str:
+    """The machine of most tasks, then every other one with the tasks that ran on it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for task, methods in results.items():
+        for name in sorted({row["machine"] for own in methods.values() for row in own.values()}):
+            found[name].append(task)
+    most, *others = sorted(found, key=lambda name: -len(found[name]))
+    return "; ".join([most, *(f"{', '.join(found[name])} on {name}" for name in others)])
+
+
 def headline(results: Results) -> str:
     """Two sentences on the settings with few labelled images, and what each kind of task gains."""
     low = {task: pair for (task, _), pair in family(results, MAIN).items() if task in LOW_DATA_IMAGES}
@@ -79,9 +89,8 @@ def headline(results: Results) -> str:
 def page(results: Results) -> str:
     tuned = {task: methods for task, methods in read_tuned().items() if task in results}
     text = (HERE / "evidence.md").read_text()
-    machines = {row["machine"] for methods in results.values() for own in methods.values() for row in own.values()}
     parts = {
-        "machines": ["; ".join(sorted(machines))],
+        "machines": [machines(results)],
         "tried": tried_table(by_method(HERE / "tried.jsonl")),
         "verdicts": verdicts(results),
         "main": main_table(results),

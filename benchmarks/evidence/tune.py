@@ -12,6 +12,7 @@ from methods import (
     FULL_BASELINE,
     FULL_TEXT_BASELINE,
     LORA_BASELINE,
+    LOW_TEXT_BASELINE,
     METHODS,
     MORE_RATES,
     RESNET_BASELINE,
@@ -50,10 +51,10 @@ def _baseline(task: str) -> list[dict[str, Any]]:
     network, whole = Task(task).network, Task(task).size == "all"
     if network.endswith("-lora"):
         grid = LORA_BASELINE
-    elif Task(task).is_text and whole:
-        grid = FULL_TEXT_BASELINE
+    elif Task(task).is_text and network.endswith("-last2"):
+        grid = FULL_TEXT_BASELINE if whole else TEXT_BASELINE
     elif Task(task).is_text:
-        grid = TEXT_BASELINE if network.endswith("-last2") else WHOLE_TEXT_BASELINE
+        grid = LOW_TEXT_BASELINE if whole or network == "bert_base" else WHOLE_TEXT_BASELINE
     elif network == "cnn":
         grid = FULL_BASELINE if whole else BASELINE
     else:
