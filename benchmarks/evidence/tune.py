@@ -48,15 +48,15 @@ def grid_of(task: str, method: str) -> list[dict[str, Any]]:
 
 
 def _baseline(task: str) -> list[dict[str, Any]]:
-    network, whole = Task(task).network, Task(task).size == "all"
+    network, all_rows = Task(task).network, Task(task).size == "all"
     if network.endswith("-lora"):
         grid = LORA_BASELINE
     elif Task(task).is_text and network.endswith("-last2"):
-        grid = FULL_TEXT_BASELINE if whole else TEXT_BASELINE
+        grid = FULL_TEXT_BASELINE if all_rows else TEXT_BASELINE
     elif Task(task).is_text:
-        grid = LOW_TEXT_BASELINE if whole or network == "bert_base" else WHOLE_TEXT_BASELINE
+        grid = LOW_TEXT_BASELINE if all_rows or network == "bert_base" else WHOLE_TEXT_BASELINE
     elif network == "cnn":
-        grid = FULL_BASELINE if whole else BASELINE
+        grid = FULL_BASELINE if all_rows else BASELINE
     else:
         grid = VIT_BASELINE if network == "vit" else RESNET_BASELINE
     rates = (*grid["learning_rate"], *MORE_RATES.get(task, ()))
