@@ -64,6 +64,7 @@ class HeadInput(FeatureReader):
         pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
             `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
             over the attention mask).
+        which: the call of each head in a forward pass that makes the logits, counted from 0; the first by default.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -82,9 +83,9 @@ class HeadInput(FeatureReader):
         (torch.Size([5, 3]), True)
     """
 
-    def __init__(self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str) -> None:
+    def __init__(self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str, which: tuple[int, ...] = (0, 0)) -> None:
         self.heads = head if isinstance(head, tuple) else (head,)
-        super().__init__(self.heads)
+        super().__init__(self.heads, which[: len(self.heads)])
         self.pooling = pooling
 
     @classmethod
@@ -94,10 +95,11 @@ class HeadInput(FeatureReader):
         Raises:
             HeadNotFoundError: if no linear layer's output explains the logits.
         """
-        calls: list[tuple[nn.Linear, Tensor]] = []
+        calls: list[tuple[nn.Linear, Tensor, int]] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.insert(0, (cast(nn.Linear, module), output))
+            before = sum(called is module for called, _, _ in calls)
+            calls.insert(0, (cast(nn.Linear, module), output, before))
 
         handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
         try:
@@ -107,13 +109,13 @@ class HeadInput(FeatureReader):
             for handle in handles:
                 handle.remove()
         if logits is not None and logits.ndim == 2:
-            for head, output in calls:
+            for head, output, which in calls:
                 pooling = _explain(output, logits, inputs.get("attention_mask"))
                 if pooling is not None:
-                    return cls(head, pooling)
-            for (second, output), (first, other) in combinations(calls, 2):
+                    return cls(head, pooling, (which,))
+            for (second, output, then), (first, other, which) in combinations(calls, 2):
                 if output.shape == other.shape == logits.shape and _close((output + other) / 2, logits):
-                    return cls((first, second), "row")
+                    return cls((first, second), "row", (which, then))
         raise HeadNotFoundError(
             f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input is "
             "not known; set feature_layer to the index of a hidden state to match that instead (with a matching_loss "
@@ -128,7 +130,7 @@ class HeadInput(FeatureReader):
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """What the heads were given in the last forward pass, each tensor once: one, or one for each of two heads."""
-        return tuple({id(args[0]): args[0] for args, _ in self._calls.values()}.values())
+        return tuple({id(args[0]): args[0] for args, _ in self._calls}.values())
 
     @property
     def full(self) -> Tensor | None:

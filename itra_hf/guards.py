@@ -5,6 +5,8 @@ before, and nothing in the loss ends it. Under Adam a gradient that points the s
 than its norm says. Before the task is learned, shrinking costs it little; so the cap opens as the model learns.
 """
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -49,8 +51,9 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
     `odds(p) = p / (1 - p)`, and p is the mean probability of the right one of K classes; this is `(K p - 1) / (1 - p)`.
-    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no classes do
-    not tell, and count as a quarter of what opens the cap.
+    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no class
+    of a row do not tell, and count as a quarter of what opens the cap: numbers, several classes at once, and classes by
+    the token, which a language model shifts before it takes its loss.
 
     Args:
         logits: `[rows, K]`, if the model returned them.
@@ -71,12 +74,13 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     classes = logits.shape[-1]
     known = (labels >= 0) & (labels < classes)
     probabilities = logits.detach().float().softmax(-1)
-    right = probabilities.gather(-1, (labels.long() * known)[..., None])[..., 0]
+    right = probabilities.gather(1, (labels.long() * known)[:, None])[:, 0]
     return torch.stack([((classes * right - 1) * known).sum(), ((1 - right) * known).sum()])
 
 
 def _are_classes(labels: Tensor, logits: Tensor) -> bool:
-    return not labels.is_floating_point() and logits.shape[:-1] == labels.shape and logits.shape[-1] > 1
+    is_one_a_row = logits.ndim == 2 and labels.shape == logits.shape[:1]
+    return is_one_a_row and not labels.is_floating_point() and logits.shape[-1] > 1
 
 
 def capped_weight(weight: float, squared_norms: Tensor, excess: Tensor, max_ratio: float) -> Tensor:
@@ -135,7 +139,7 @@ class CollapseWatch:
         self.threshold = threshold
         self._sum: Tensor | float = 0.0
         self._steps = 0
-        self._recent: Tensor | None = None
+        self._recent: deque[Tensor] = deque(maxlen=10)
 
     def update(self, rows: Tensor) -> None:
         """Take note of a step's features, `[rows, d]`; a batch of one row says nothing."""
@@ -143,9 +147,13 @@ class CollapseWatch:
             scatter = rows.detach().float().var(0, correction=0).sum()
             self._sum = self._sum + scatter
             self._steps += 1
-            self._recent = scatter if self._recent is None else torch.maximum(self._recent, scatter)
+            self._recent.append(scatter)
 
     def collapsed(self) -> bool:
-        """Whether the widest features since the last call had collapsed; asks the device, so call it seldom."""
-        recent, self._recent = self._recent, None
-        return recent is not None and bool(recent <= self.threshold * self._sum / self._steps)
+        """Whether the features of all steps since the last call, of its ten last ones at most, had collapsed.
+
+        It asks the device, so call it seldom.
+        """
+        recent = list(self._recent)
+        self._recent.clear()
+        return bool(recent) and bool(torch.stack(recent).max() <= self.threshold * self._sum / self._steps)

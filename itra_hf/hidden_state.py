@@ -1,8 +1,8 @@
 """A hidden state as the features: read by a hook on the module that makes it, pooled to one row per example."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ class HiddenState(FeatureReader):
 
     Args:
         module: the module whose output is the hidden state.
+        which: the call of it in a forward pass that gives that state, counted from 0.
         pooling: `"first"`, `"last"` or `"mean"`, over the tokens that are attended; of a map `[rows, d, height, width]`
             always the mean over its places.
 
@@ -32,8 +33,8 @@ class HiddenState(FeatureReader):
         True
     """
 
-    def __init__(self, module: nn.Module, pooling: str) -> None:
-        super().__init__([module])
+    def __init__(self, module: nn.Module, pooling: str, which: int = 0) -> None:
+        super().__init__([module], [which])
         self.pooling = pooling
 
     @classmethod
@@ -50,22 +51,20 @@ class HiddenState(FeatureReader):
         Raises:
             HeadNotFoundError: if the model has no such hidden state, or no module gives it.
         """
-        with probing(model):
-            outputs = model(**inputs, output_hidden_states=True)
-        states = outputs.get("hidden_states", outputs.get("encoder_hidden_states"))
-        if states is None:
-            raise HeadNotFoundError(f"{type(model).__name__} gives no hidden states; take feature_layer='head'")
+        states = _hidden_states(model, inputs)
         if not -len(states) <= layer < len(states):
             raise HeadNotFoundError(
                 f"{type(model).__name__} has {len(states)} hidden states, and feature_layer={layer} is none of them; "
                 f"take an index from {-len(states)} to {len(states) - 1}, or feature_layer='head'"
             )
-        found: list[nn.Module] = []
+        called: list[nn.Module] = []
+        found: list[tuple[nn.Module, int]] = []
 
         def compare(module: nn.Module, args: Any, output: Any) -> None:
             tensor = _first_tensor(output)
             if tensor is not None and tensor.shape == states[layer].shape and torch.equal(tensor, states[layer]):
-                found.append(module)
+                found.append((module, sum(before is module for before in called)))
+            called.append(module)
 
         handles = [module.register_forward_hook(compare) for module in model.modules()]
         try:
@@ -78,19 +77,24 @@ class HiddenState(FeatureReader):
             raise HeadNotFoundError(
                 f"no module of {type(model).__name__} gives its hidden state {layer}; take another feature_layer"
             )
-        return cls(found[-1], "mean" if pooling == "auto" else pooling)
+        module, which = found[-1]
+        return cls(module, "mean" if pooling == "auto" else pooling, which)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The hidden state of the last forward pass."""
-        tensors = (_first_tensor(output) for _, output in self._calls.values())
+        tensors = (_first_tensor(output) for _, output in self._calls)
         return tuple(tensor for tensor in tensors if tensor is not None)
 
     @contextmanager
     def cut(self) -> Iterator[None]:
         """Within this context, without gradient, the graph begins at the hidden state."""
+        called: list[nn.Module] = []
 
         def begin(module: nn.Module, args: Any, output: Any) -> Any:
+            called.append(module)
+            if len(called) != self.which[0] + 1:
+                return output
             torch.set_grad_enabled(True)
             if isinstance(output, Tensor):
                 return output.detach().requires_grad_()
@@ -127,6 +131,25 @@ class HiddenState(FeatureReader):
             state.shape[1] + (positions if self.pooling == "last" else -positions)
         )
         return state[torch.arange(len(state), device=state.device), score.argmax(1)]
+
+
+def _hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    """All hidden states of a batch; those of the encoder, where there is a decoder, too."""
+    name = type(model).__name__
+    try:
+        with probing(model):
+            outputs = model(**inputs, output_hidden_states=True)
+    except TypeError as error:
+        raise HeadNotFoundError(f"{name} cannot be asked for hidden states ({error}); take feature_layer='head'") from error
+    if not isinstance(outputs, Mapping):
+        raise HeadNotFoundError(
+            f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; set "
+            "config.return_dict=True, or take feature_layer='head'"
+        )
+    states = outputs.get("hidden_states", outputs.get("encoder_hidden_states"))
+    if states is None:
+        raise HeadNotFoundError(f"{name} gives no hidden states; take feature_layer='head'")
+    return cast(Sequence[Tensor], states)
 
 
 def _first_tensor(output: Any) -> Tensor | None:

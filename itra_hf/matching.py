@@ -77,6 +77,9 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
                 f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
                 "label, or take matching='marginal'"
             )
+        if form == "class_conditional":  # rows without a class, which the task's loss ignores, have no partner
+            source_labels = source_labels.where(source_labels >= 0, -1)
+            target_labels = target_labels.where(target_labels >= 0, -2)
         return LOSSES[form](source, target, source_labels, target_labels, **options)
 
     return loss
@@ -226,7 +229,7 @@ def _check_deepspeed(trainer: "ITRATrainer") -> None:
 def _check_labels(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
     """Refuse a form that the training set's labels, as far as they can be read at once, do not serve."""
     columns = getattr(trainer.train_dataset, "column_names", None)
-    if columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
+    if trainer.args.remove_unused_columns and columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
         raise ValueError(
             f"matching={args.matching!r} needs labels, but the training set has only the columns {columns}; "
             "name one 'labels', or take matching='marginal'"

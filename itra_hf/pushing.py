@@ -30,8 +30,9 @@ def saved_arguments(args: TrainingArguments) -> TrainingArguments:
     """The arguments as they are saved in `training_args.bin`: without this package, and without the Hub's token.
 
     Args:
-        args: of any class. One with the matching's options becomes the next class of transformers, with the options as
-            plain attributes, so that `torch.load` opens it where this package is not installed.
+        args: of any class. One with the matching's options becomes the next `TrainingArguments` of its ancestors that
+            has not, with the options as plain attributes, so that `torch.load` opens it where this package is not
+            installed.
 
     Returns:
         A copy whose `hub_token` still works, but pickles to None.
@@ -49,7 +50,8 @@ def saved_arguments(args: TrainingArguments) -> TrainingArguments:
     saved = copy.copy(args)
     if isinstance(args, MatchingArguments):
         parents: Any = type(args).__mro__
-        saved.__class__ = next(kind for kind in parents if not issubclass(kind, MatchingArguments))
+        plain = (kind for kind in parents if issubclass(kind, TrainingArguments))
+        saved.__class__ = next(kind for kind in plain if not issubclass(kind, MatchingArguments))
     if args.hub_token is not None:
         saved.hub_token = _UnsavedToken(args.hub_token)
     return saved

@@ -17,13 +17,14 @@ class FeatureReader(ABC):
 
     Args:
         modules: those that are read.
+        which: the call of each module in a forward pass that is read, counted from 0; some models call one again.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = tuple(modules)
+    def __init__(self, modules: Sequence[nn.Module], which: Sequence[int]) -> None:
+        self.modules, self.which = tuple(modules), tuple(which)
         self.outputs_are_closed = False  # set where no gradient may pass the model's outputs but the step's own
         self.loss_is_known = False  # set once the task's gradient was seen to follow from the logits
-        self._calls: dict[int, tuple[tuple[Tensor, ...], Any]] = {}
+        self._seen: list[list[tuple[tuple[Tensor, ...], Any]]] = [[] for _ in modules]
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -64,10 +65,17 @@ class FeatureReader(ABC):
 
     def clear(self) -> None:
         """Forget the last forward pass."""
-        self._calls.clear()
+        for calls in self._seen:
+            calls.clear()
+
+    @property
+    def _calls(self) -> list[tuple[tuple[Tensor, ...], Any]]:
+        """What each module was given and gave in the call that is read; a module that was not reached is left out."""
+        return [calls[which] for calls, which in zip(self._seen, self.which, strict=True) if len(calls) > which]
 
     def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        self._calls[index] = (args, output)
+        if len(self._seen[index]) <= self.which[index]:
+            self._seen[index].append((args, output))
 
 
 @contextmanager
@@ -92,7 +100,13 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The attention mask, `[rows, tokens]`; tokens that the model put before the text (a prompt) count as attended."""
+    """The attention mask, `[rows, tokens]`.
+
+    Tokens that the model put before the text (a prompt) count as attended; of fewer tokens than the mask has places,
+    as in a speech model, which makes one of hundreds of samples, each that any of its places is attended in.
+    """
     if mask is None or mask.ndim != 2:
         return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if mask.shape[1] > tokens.shape[1]:
+        return functional.adaptive_max_pool1d(mask.float(), tokens.shape[1]).long()
     return functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)

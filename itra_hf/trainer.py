@@ -110,10 +110,10 @@ class ITRATrainer(SavingTrainer):
         self._micro_batches: list[Any] = []
         self._cached_step: CachedStep | None = None
         self._micro_batch = 0
+        if self.matching_is_on and self.matching_args.feature_layer == "head" and not head_candidates(self._network):
+            self._refuse(f"{type(self.model).__name__} has no linear classification head")
         if self.matching_is_on:
             check_setup(self, self.matching_args, self._network)
-            if self.matching_args.feature_layer == "head" and not head_candidates(self._network):
-                self._refuse(f"{type(self.model).__name__} has no linear classification head")
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback as Trainer does; its constructor, too, comes by here once it has taken the user's."""
@@ -289,14 +289,17 @@ class ITRATrainer(SavingTrainer):
         """No matching for this model: an error where one was asked for, else one warning."""
         if self.matching_args.matching != "auto" or self.matching_loss is not None:
             raise HeadNotFoundError(f"{reason}; take matching='none', or a model with a classification head")
-        logger.warning(f"{reason}; training goes on without matching, as under Trainer.")
+        is_paired = any(isinstance(callback, _SetSamplerEpoch) for callback in self.callback_handler.callbacks)
+        but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
+        logger.warning(f"{reason}; training goes on without matching, as under Trainer{but if is_paired else ''}.")
         self._cannot_match = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does; the training loss with its parts beside it."""
-        if self._matching is not None and "loss" in logs:
-            logs.update(self._matching.means())
-            if self._matching.collapsed():
+        if self._matching is not None:
+            if "loss" in logs:
+                logs.update(self._matching.means())
+            if {"loss", "train_loss"} & set(logs) and self._matching.collapsed():
                 logger.warning(
                     f"The features have collapsed at step {self.state.global_step}: nearly nothing is left of the "
                     "distances between them. Lower matching_weight, or keep matching_warmup_ratio and "
@@ -316,6 +319,11 @@ class ITRATrainer(SavingTrainer):
         labels = self.get_train_labels(self.train_dataset) if by_class and self.matching_is_on else None
         if labels is None:
             return super()._get_train_sampler(train_dataset)
+        if len(labels) != len(self.train_dataset):
+            raise ValueError(
+                f"get_train_labels gave {len(labels)} labels for {len(self.train_dataset)} training rows; give one a "
+                "row, or None to pair rows at random"
+            )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         sampler = ClassPairedSampler(labels, seed=seed)
         self.remove_callback(_SetSamplerEpoch)

@@ -215,6 +215,20 @@ def test_saved_arguments_are_plain_and_hold_no_token(tmp_path):
     assert again.matching_args.matching_weight == 0.25
 
 
+def test_saved_arguments_of_a_class_with_a_mixin_of_the_users_are_plain_too(tmp_path):
+    class Extra:
+        note = "mine"
+
+    class Mine(Extra, tiny.ITRAConfig):
+        pass
+
+    run = ITRATrainer(tiny.bert(), Mine(str(tmp_path), matching_weight=0.25), train_dataset=tiny.texts())
+    run.save_model()
+    args = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert type(args) is TrainingArguments
+    assert args.matching_weight == 0.25
+
+
 def test_pickled_and_copied_arguments_are_whole(tmp_path):
     args = tiny.ITRAConfig(str(tmp_path), hub_token="hf_secret", matching="joint")
     for other in (pickle.loads(pickle.dumps(args)), copy.deepcopy(args), copy.copy(args)):  # noqa: S301

@@ -95,6 +95,20 @@ def test_a_row_of_nan_hides_no_head(name):
     assert HeadInput.find(model, batch).head is head
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_head_that_is_called_again_is_read_where_it_makes_the_logits(first):
+    class Twice(tiny.Mlp):
+        def forward(self, x, labels=None):
+            hidden = self.body(x)
+            one = self.head(hidden)
+            other = self.head(torch.zeros_like(hidden))
+            return {"logits": one if first else other}
+
+    model, batch = Twice(), batch_of(tiny.vectors(4))
+    features = extract_features(model, [batch])
+    torch.testing.assert_close(features, model.body(batch["x"]) if first else torch.zeros(4, 6))
+
+
 def test_a_head_that_was_not_reached_is_an_error():
     model, batch = tiny.bert(), batch_of(tiny.texts(4))
     head_input = HeadInput.find(model, batch)

@@ -59,6 +59,8 @@ def test_rows_without_a_class_do_not_count_and_labels_that_are_no_classes_open_t
     assert capped_weight(9.0, norms, excess_odds(logits, torch.arange(4)), 1.0) == 1.0  # sure and right
     for labels in (None, torch.rand(4), torch.rand(4, 4), torch.zeros(4, 3, dtype=torch.long)):
         assert capped_weight(9.0, norms, excess_odds(logits, labels), 1.0) == 0.25
+    tokens, of_tokens = torch.arange(4).repeat(2, 1), logits.repeat(2, 1, 1)  # a language model predicts the next one
+    assert capped_weight(9.0, norms, excess_odds(of_tokens, tokens), 1.0) == 0.25
     numbers = excess_odds(logits[:, :1], torch.tensor([3, 0, 2, 1]))  # whole numbers as regression targets
     assert capped_weight(9.0, norms, numbers, 1.0) == 0.25
     nothing = excess_odds(logits, torch.tensor([-100, -100, -100, 9]))
@@ -74,6 +76,17 @@ def test_notices_features_that_shrink_a_thousandfold_and_no_less():
         assert not watch.collapsed()
         watch.update(rows * shrink)
         assert watch.collapsed() is collapsed
+
+
+def test_notices_a_collapse_that_began_long_before_it_is_asked():
+    rows = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    watch = CollapseWatch()
+    for step in range(100):
+        watch.update(rows * (1.0 if step < 50 else 1e-4))
+    assert watch.collapsed()
+    watch.update(rows * 1e-4)
+    watch.update(rows)
+    assert not watch.collapsed()  # one step of two
 
 
 def test_one_row_says_nothing_about_collapse():

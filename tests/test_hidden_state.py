@@ -5,7 +5,8 @@ import copy
 import pytest
 import tiny
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import nn
+from transformers import AlbertConfig, AlbertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from itra_hf.features import HeadNotFoundError
 from itra_hf.hidden_state import HiddenState
@@ -105,3 +106,41 @@ def test_a_language_model_can_match_a_hidden_state(tmp_path):
     run = tiny.trainer(tmp_path, model, rows, feature_layer=-1, matching="marginal")
     run.train()
     assert run.state.log_history[-2]["matching_loss"] > 0
+
+
+def test_a_module_that_is_called_once_a_layer_is_read_at_that_layers_call():
+    sizes = {"embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": tiny.NUM_LABELS}
+    albert = AlbertForSequenceClassification(
+        AlbertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=4, **sizes)
+    )
+    batch = batch_of(tiny.texts(4))
+    features = HiddenState.find(albert.eval(), batch, 2)
+    with features.attached():
+        outputs = albert(**batch, output_hidden_states=True)
+        rows = features.rows(outputs)
+    torch.testing.assert_close(rows, outputs.hidden_states[2].mean(1))
+    (expected,) = torch.autograd.grad(outputs.loss, outputs.hidden_states[2])
+    with features.attached(), features.cut():
+        cut_off = albert(**batch)
+        (found,) = torch.autograd.grad(cut_off.loss, features.inputs)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_states_fewer_than_the_places_of_the_mask_are_pooled_over_those_that_are_attended(pooling):
+    """A speech model makes one state of many samples, and its mask is of samples."""
+    states, mask = torch.randn(3, 5, 4), torch.ones(3, 100)
+    mask[0, 60:], mask[1, :40], mask[2, 1:] = 0, 0, 0
+    features = HiddenState(nn.Identity(), pooling)
+    with features.attached():
+        features.modules[0](states)
+        rows = features.rows(None, mask)
+    kept = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 0, 0, 0]])
+    torch.testing.assert_close(rows, pooled(states, pooling, kept))
+
+
+def test_a_model_that_cannot_be_asked_for_hidden_states_is_refused_with_the_way_out():
+    with pytest.raises(HeadNotFoundError, match="Mlp cannot be asked for hidden states .*feature_layer='head'"):
+        HiddenState.find(tiny.Mlp(), batch_of(tiny.vectors(4)), 1)
+    with pytest.raises(HeadNotFoundError, match="BertForSequenceClassification returns a tuple.*return_dict=True"):
+        HiddenState.find(tiny.bert(return_dict=False), batch_of(tiny.texts(4)), 1)

@@ -37,6 +37,14 @@ def test_the_kernels_options_reach_the_loss(form):
         assert changed(SOURCE, TARGET, *CLASSES) != default(SOURCE, TARGET, *CLASSES)
 
 
+def test_rows_that_the_tasks_loss_ignores_are_not_matched_within_classes():
+    loss = choose_matching_loss(MatchingArguments(bandwidth=0.5), "classes")
+    source, target = (labels.clone() for labels in CLASSES)
+    source[:2], target[3:] = -100, -100
+    expected = class_conditional_mmd(SOURCE[2:], TARGET[:3], source[2:], target[:3], bandwidth=0.5)
+    torch.testing.assert_close(loss(SOURCE, TARGET, source, target), expected)
+
+
 def test_without_labels_auto_has_no_loss_and_a_form_that_needs_them_says_so():
     assert choose_matching_loss(MatchingArguments(), None) is None
     assert choose_matching_loss(MatchingArguments(), "tokens") is None

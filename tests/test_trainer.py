@@ -435,7 +435,8 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, at):
     assert logs_of(whole, "matching_loss") == logs_of(resumed, "matching_loss")
 
 
-def test_collapsed_features_are_reported_once(tmp_path, caplog):
+@pytest.mark.parametrize("logging_steps", [1, 500])  # of a shorter run Trainer logs no loss but that of the whole
+def test_collapsed_features_are_reported_once(tmp_path, caplog, logging_steps):
     class Shrinking(tiny.Mlp):
         factor = 1.0
 
@@ -444,7 +445,7 @@ def test_collapsed_features_are_reported_once(tmp_path, caplog):
             logits = self.head(self.body(x) * self.factor)
             return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
-    run = tiny.trainer(tmp_path, Shrinking(), tiny.vectors(), logging_steps=1)
+    run = tiny.trainer(tmp_path, Shrinking(), tiny.vectors(), logging_steps=logging_steps, max_steps=20)
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING, "itra_hf"):
         run.train()
@@ -468,17 +469,37 @@ def test_real_encoder_trains_for_a_few_steps(tmp_path):
 # ---- what cannot be had
 
 
-def test_a_language_model_gets_one_warning_and_trains_as_under_trainer(tmp_path, caplog):
+@pytest.mark.parametrize("rows_a_step", [4, 1])  # one row has no second half, which matters to matching alone
+def test_a_language_model_gets_one_warning_and_trains_as_under_trainer(tmp_path, caplog, rows_a_step):
     config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)
     start = GPT2LMHeadModel(config)
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny.texts()]
     with caplog.at_level(logging.WARNING, "itra_hf"):
-        ours = tiny.trainer(tmp_path, copy.deepcopy(start), rows)
+        ours = tiny.trainer(tmp_path, copy.deepcopy(start), rows, per_device_train_batch_size=rows_a_step)
         ours.train()
-    theirs = tiny.trainer(tmp_path, copy.deepcopy(start), rows, Trainer)
+    theirs = tiny.trainer(tmp_path, copy.deepcopy(start), rows, Trainer, per_device_train_batch_size=rows_a_step)
     theirs.train()
     assert torch.equal(tiny.weights(ours.model), tiny.weights(theirs.model))
-    assert sum("as under Trainer" in record.message for record in caplog.records) == 1
+    assert sum("as under Trainer." in record.message for record in caplog.records) == 1
+
+
+def test_a_head_that_is_missed_in_the_first_step_is_told_with_the_order_of_the_rows(tmp_path, caplog):
+    class Squashed(tiny.Mlp):
+        def forward(self, x, labels=None):
+            logits = self.head(self.body(x)).tanh()
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    start = Squashed()
+    runs = []
+    with caplog.at_level(logging.WARNING, "itra_hf"):
+        for cls, changes in ((ITRATrainer, {}), (Trainer, {}), (ITRATrainer, {"pairing": "random"})):
+            runs.append(tiny.trainer(tmp_path, copy.deepcopy(start), tiny.vectors(), cls, **changes))
+            runs[-1].train()
+    told = ["paired already" in record.message for record in caplog.records if "as under Trainer" in record.message]
+    assert told == [True, False]
+    paired, plain, random = (tiny.weights(run.model) for run in runs)
+    assert not torch.equal(paired, plain)
+    assert torch.equal(random, plain)
 
 
 def test_a_form_asked_for_without_a_head_is_an_error(tmp_path):
@@ -504,6 +525,30 @@ def test_class_conditional_refuses_labels_that_are_no_classes(tmp_path, config, 
     rows = [row | {"labels": label} for row in tiny.texts()]
     with pytest.raises(ValueError, match=f"class_conditional.*{names}.*joint"):
         tiny.trainer(tmp_path, tiny.bert(**config), rows, matching="class_conditional")
+
+
+def test_labels_that_the_collator_makes_serve_a_form_that_was_asked_for(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"x": row["x"].tolist(), "fine": row["labels"]} for row in tiny.vectors()])
+
+    def collate(rows):
+        return {"x": torch.tensor([row["x"] for row in rows]), "labels": torch.tensor([row["fine"] for row in rows])}
+
+    options = {"matching": "class_conditional", "remove_unused_columns": False, "logging_steps": 1}
+    run = tiny.trainer(tmp_path, tiny.Mlp(), rows, keywords={"data_collator": collate}, **options)
+    run.train()
+    assert any(logs_of(run, "matching_loss"))
+
+
+def test_labels_of_another_number_than_the_rows_are_an_error(tmp_path):
+    class Forgetful(ITRATrainer):
+        def get_train_labels(self, train_dataset):
+            return super().get_train_labels(train_dataset)[:10]
+
+    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(48), Forgetful)
+    with pytest.raises(ValueError, match="10 labels for 48 training rows"):
+        run.train()
 
 
 def test_a_batch_size_below_two_is_an_error(tmp_path):

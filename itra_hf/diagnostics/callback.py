@@ -23,7 +23,8 @@ class ITRADiagnosticsCallback(TrainerCallback):
     """Measures a run as it trains, logs it like any metric, and changes not one bit of the training.
 
     One measurement is made before the first step and one after the last; between them, one every `every` steps or at
-    each evaluation. `evaluate()` returns its figures too, so that `metric_for_best_model` can name one. Under
+    each evaluation. `evaluate()` returns its figures too, so that `metric_for_best_model` can name one; then each
+    evaluation is measured, however long it takes. Under
     `itra_hf.ITRATrainer` it is enough to put the callback into `callbacks=[...]`; under another Trainer it has to be
     told whose it is:
 
@@ -130,8 +131,9 @@ class ITRADiagnosticsCallback(TrainerCallback):
         if self.trainer is None:
             return
         training = self.trainer.is_in_train
-        due = self.every is None and self._step != state.global_step and self._can_afford(args) if training else True
-        if due:
+        wanted = _is_missing(args.metric_for_best_model, metrics or {})
+        due = self._step != state.global_step and (wanted or self.every is None and self._can_afford(args))
+        if due or not training:
             self._measure(state)
             self._log(control)
         if metrics is not None and self._step == state.global_step:
@@ -191,3 +193,8 @@ class ITRADiagnosticsCallback(TrainerCallback):
             should_log = control.should_log  # which logging sets to False: the training loss is still to come
             self.trainer.log(dict(self._found))
             control.should_log = should_log
+
+
+def _is_missing(metric: str | None, metrics: dict[str, float]) -> bool:
+    """Whether the figure that chooses the best checkpoint is not among an evaluation's own, so that it must be ours."""
+    return metric is not None and f"eval_{metric.removeprefix('eval_')}" not in metrics
