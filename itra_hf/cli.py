@@ -125,9 +125,8 @@ def launch(argv: list[str]) -> None:
 def train_command(argv: list[str]) -> None:
     """Train on texts, images or sounds with ITRATrainer; evaluate; save the model and its card."""
     task, how, args = prepare("train", argv, TrainArguments)
-    if how.report:
-        _report_module()
-    callbacks = [] if task.names is None else [ITRADiagnosticsCallback(report=how.report)]
+    report = _report_module() if how.report else None
+    callbacks = [ITRADiagnosticsCallback()] if task.has_scatter else []
     trainer = task.trainer(ITRATrainer, args, callbacks)
     trained = trainer.train(resume_from_checkpoint=_resume_from(args))
     trainer.log_metrics("train", trained.metrics)
@@ -136,6 +135,8 @@ def train_command(argv: list[str]) -> None:
     trainer.log_metrics("eval", scores)
     trainer.save_metrics("eval", scores)
     trainer.save_state()
+    if report is not None and trainer.is_world_process_zero():
+        print(f"{report.write_report(Path(str(args.output_dir)))} shows it.")
     card: dict[str, Any] = {"finetuned_from": task.model_name, "tasks": f"{task.kind}-classification"}
     card["dataset"] = task.dataset_name
     if args.push_to_hub:

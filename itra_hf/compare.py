@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from itra_hf.checkpoints import last_whole_checkpoint
-from itra_hf.config import ITRAConfig, public_arguments
+from itra_hf.config import PRIVATE, ITRAConfig, public_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import SIDES, judge, paired_differences
 from itra_hf.model_card import is_score, public_name
@@ -22,7 +22,10 @@ from itra_hf.tasks import Task
 from itra_hf.trainer import ITRATrainer
 
 TRAINERS: dict[str, type[Trainer]] = dict(zip(SIDES, (Trainer, ITRATrainer), strict=True))
-RUNS, RESULT = "runs.jsonl", "comparison.json"
+RUNS, RESULT, SETTINGS = "runs.jsonl", "comparison.json", "settings.json"
+FALLING = ("loss", "mse", "scatter_ratio")  # the scores of which less is better
+# Options of TrainingArguments that change no run, beside those that `config.PRIVATE` names.
+HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_", "resume_from")
 
 
 class SettingsError(ValueError):
@@ -36,13 +39,15 @@ def compare(
 
     A seed decides the weights that are new, the order of the rows and the dropout; the data are the same in all runs.
     A run that has finished is kept in `runs.jsonl`, so that the same call after a crash goes on where it stopped: with
-    the next run, or within one where the arguments save checkpoints.
+    the next run, or within one where the arguments save checkpoints. All that decides a run is kept in `settings.json`
+    before the first begins, so that runs of different settings are never mixed.
 
     Args:
         task: the data and the model.
-        args: of every run; its folder takes `runs.jsonl`, `comparison.json` and a folder for each run.
+        args: of every run; its folder takes `runs.jsonl`, `settings.json`, `comparison.json` and a folder for each run.
         seeds: one pair of runs each.
-        measures: what `ITRADiagnosticsCallback` measures in runs on classes, for the report.
+        measures: what `ITRADiagnosticsCallback` measures, for the report; nothing of numbers, nor where the rows to
+            evaluate on hold one class alone or no two rows of one.
 
     Returns:
         What `comparison.json` holds, such as the runs, the paired differences of every score with their 95 % confidence
@@ -60,8 +65,8 @@ def compare(
     folder = Path(str(args.output_dir))
     settings = {"model": public_name(task.model_name), "dataset": public_name(task.dataset_name)}
     settings |= {"rows": len(task.train)} | public_arguments(args)
-    runs = _finished_runs(folder, settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    _keep_settings(folder, task, args)
+    runs = _finished_runs(folder)
     planned = [(seed, name) for seed in seeds for name in TRAINERS]
     hidden = args.disable_tqdm or args.process_index > 0
     with _quiet(), tqdm(total=len(planned), disable=hidden, unit="step") as bar:
@@ -84,15 +89,28 @@ def compare(
     return result
 
 
-def _finished_runs(folder: Path, settings: dict[str, Any]) -> dict[tuple[int, str], dict[str, Any]]:
-    """The runs that an earlier call has finished, by seed and trainer."""
-    if not (folder / RUNS).exists() or not (folder / RESULT).exists():
-        return {}
-    earlier = json.loads((folder / RESULT).read_text(encoding="utf-8"))["settings"]
+def _keep_settings(folder: Path, task: Task, args: ITRAConfig) -> None:
+    """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
+    free = HARMLESS if args.load_best_model_at_end else (*HARMLESS, "metric_for_best_model", "greater_is_better")
+    chosen = {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
+    data = {"model": task.model_name, "dataset": task.dataset_name, "rows": [len(task.train), len(task.test)]}
+    whole = data | task.source | chosen | {"world_size": args.world_size}
+    settings = json.loads(json.dumps(whole, default=str))
+    path = folder / SETTINGS
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
     changed = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
     if changed:
         told = ", ".join(f"{name} ({earlier.get(name)} then, {settings.get(name)} now)" for name in changed)
         raise SettingsError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.process_index == 0:
+        _write(path, json.dumps(settings, indent=2))
+
+
+def _finished_runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
+    """The runs that an earlier call has finished, by seed and trainer."""
+    if not (folder / RUNS).exists():
+        return {}
     runs = [json.loads(line) for line in (folder / RUNS).read_text(encoding="utf-8").splitlines()]
     return {(run["seed"], run["trainer"]): run for run in runs}
 
@@ -107,7 +125,7 @@ def _run(
     set_seed(seed)
     trainer = task.trainer(TRAINERS[name], own, [progress])
     trainer.remove_callback(PrinterCallback)
-    if task.names is not None:
+    if task.has_scatter:
         trainer.add_callback(ITRADiagnosticsCallback(measures, trainer=trainer))
     trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(own.output_dir))
     scores = trainer.evaluate()
@@ -133,7 +151,7 @@ def _finite(value: float) -> float | None:
 def summarise(task: Task, args: ITRAConfig, settings: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `comparison.json`."""
     metric = _metric(args, runs)
-    greater = not metric.endswith(("loss", "mse")) if args.greater_is_better is None else args.greater_is_better
+    greater = metric not in FALLING  # `greater_is_better` is True by default for all but losses
     differences = paired_differences(runs)
     verdict, sentence = judge(metric, greater, differences.get(metric))
     return {

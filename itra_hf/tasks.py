@@ -1,7 +1,9 @@
 """The tasks of the command line: rows made ready for a model, and the model."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ class Task:
         collator: makes a batch of rows.
         new_model: gives a new model; what is random in it comes from torch's global generator.
         model_name, dataset_name: what to call them in the card.
+        source: where the data come from, for a comparison to know them again: the arguments, and digests of files.
     """
 
     kind: str
@@ -54,6 +57,13 @@ class Task:
     new_model: Callable[[], Any]
     model_name: str
     dataset_name: str
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_scatter(self) -> bool:
+        """Whether the rows to evaluate on tell how compact classes are: two classes, and two rows of one of them."""
+        counts = Counter(self.test["labels"]).values()
+        return self.names is not None and len(counts) > 1 and max(counts) > 1
 
     def trainer(self, cls: type[Trainer], args: TrainingArguments, callbacks: list[Any]) -> Trainer:
         """A trainer of a new model; images and sounds keep the columns that their collator reads."""
@@ -133,4 +143,11 @@ def load_task(data: TaskArguments, seed: int) -> Task:
         mode = "L" if getattr(new_model().config, "num_channels", 3) == 1 else "RGB"
         collator = _Collator(kind, processor, columns[0], mode, data.max_seconds)
     dataset_name = data.dataset_name or Path(data.train_file or "").stem
-    return Task(kind, train, test, names, processor, collator, new_model, data.model_name_or_path, dataset_name)
+    source = asdict(data) | {path: _digest(path) for path in (data.train_file, data.validation_file) if path}
+    name = data.model_name_or_path
+    return Task(kind, train, test, names, processor, collator, new_model, name, dataset_name, source)
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,6 +82,19 @@ def test_trains_on_a_folder_of_images(tmp_path, capsys):
     assert page.exists()
 
 
+@pytest.mark.parametrize("kind", ["one row of each class is held out", "numbers"])
+def test_trains_compares_and_reports_where_compactness_cannot_be_measured(tmp_path, capsys, kind):
+    rows = [f"{['purr', 'bark', 'egg'][row % 3]} a,{row % 10 if kind != 'numbers' else row / 7}" for row in range(50)]
+    (tmp_path / "few.csv").write_text("\n".join(["text,label", *rows]))
+    data = ["--model_name_or_path", folders.bert(tmp_path), "--train_file", str(tmp_path / "few.csv")]
+    cli.main(["train", *data, *SHORT, "--report", "--output_dir", str(tmp_path / "out")])
+    page = tmp_path / "out" / "report.html"
+    assert page.exists()
+    assert f"{page} shows it." in capsys.readouterr().out
+    cli.main(["compare", *data, *SHORT, "--seeds", "2", "--output_dir", str(tmp_path / "both")])
+    assert (tmp_path / "both" / "comparison.html").exists()
+
+
 def test_what_the_user_has_to_mend_is_one_line(tmp_path):
     (tmp_path / "config.yaml").write_text("train_fiel: pets.csv\n")
     for argv, message in (

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import folders
 import pytest
@@ -10,7 +11,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from itra_hf import ITRAConfig, ITRATrainer
 from itra_hf import compare as module
-from itra_hf.compare import compare
+from itra_hf.compare import SettingsError, compare
 from itra_hf.data import TaskArguments
 from itra_hf.differences import table
 from itra_hf.tasks import load_task
@@ -33,6 +34,10 @@ def whole(task, tmp_path_factory):
 
 def config(folder, **changes):
     return ITRAConfig(**tiny.options(folder, max_steps=6, learning_rate=1e-2, **changes))
+
+
+def altered(folder, changes):
+    return ITRAConfig(**(tiny.options(folder, max_steps=6, learning_rate=1e-2) | changes))
 
 
 def metrics(result):
@@ -110,8 +115,35 @@ def test_goes_on_where_it_stopped(task, whole, tmp_path, monkeypatch, died_after
 
 def test_other_settings_in_the_same_folder_are_refused(task, tmp_path):
     compare(task, config(tmp_path / "out"), [3])
-    with pytest.raises(ValueError, match=r"matching_weight \(None then, 0.5 now\); take another --output_dir"):
+    with pytest.raises(ValueError, match=r"matching_weight \(1.0 then, 0.5 now\); take another --output_dir"):
         compare(task, config(tmp_path / "out", matching_weight=0.5), [3])
+
+
+def test_a_run_that_was_cut_off_does_not_go_on_under_other_settings(task, tmp_path, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(task, config(tmp_path / "out"), [3])
+    for changes in ({"learning_rate": 1e-5}, {"lr_scheduler_kwargs": {"num_cycles": 2}}):
+        with pytest.raises(SettingsError, match="holds a comparison of other settings: " + next(iter(changes))):
+            compare(task, altered(tmp_path / "out", changes), [3])
+    for harmless in ({"logging_steps": 1}, {"disable_tqdm": False}):
+        with pytest.raises(KeyboardInterrupt):
+            compare(task, altered(tmp_path / "out", harmless), [3])
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path):
+    source = TaskArguments(folders.bert(tmp_path), train_file=folders.pets(tmp_path))
+    here = load_task(source, seed=0)
+    compare(here, config(tmp_path / "here"), [3])
+    shorter = load_task(replace(source, max_length=4), seed=0)
+    with open(source.train_file, "a") as file:
+        file.write("purr meow,cat\n")
+    for other, named in ((shorter, r"max_length \(128 then, 4 now\)"), (load_task(source, seed=0), r"pets\.csv \(")):
+        with pytest.raises(SettingsError, match=named):
+            compare(other, config(tmp_path / "here"), [3])
 
 
 def test_a_comparison_of_trainer_with_itself_is_refused(task, tmp_path):
@@ -123,8 +155,11 @@ def test_a_comparison_of_trainer_with_itself_is_refused(task, tmp_path):
 def test_the_score_that_decides_can_be_chosen(task, tmp_path):
     result = compare(task, config(tmp_path / "out", metric_for_best_model="eval_loss"), [3])
     assert (result["metric"], result["greater_is_better"]) == ("loss", False)
+    result = compare(task, config(tmp_path / "compact", metric_for_best_model="scatter_ratio"), [3])
+    assert (result["metric"], result["greater_is_better"]) == ("scatter_ratio", False)
     with pytest.raises(ValueError, match="metric_for_best_model='bleu' is unknown; choose one of loss, accuracy"):
         compare(task, config(tmp_path / "other", metric_for_best_model="bleu"), [3])
+    compare(task, config(tmp_path / "other", metric_for_best_model="accuracy"), [3])  # mended, the runs still serve
 
 
 def test_one_bar_runs_over_all_steps(task, tmp_path, capfd):
