@@ -121,16 +121,16 @@ def test_other_settings_in_the_same_folder_are_refused(task, tmp_path):
 
 def test_a_run_that_was_cut_off_does_not_go_on_under_other_settings(task, tmp_path, monkeypatch):
     def killed(*given):
-        raise KeyboardInterrupt
+        raise ChildProcessError
 
     monkeypatch.setattr(module, "_run", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ChildProcessError):
         compare(task, config(tmp_path / "out"), [3])
     for changes in ({"learning_rate": 1e-5}, {"lr_scheduler_kwargs": {"num_cycles": 2}}):
         with pytest.raises(SettingsError, match="holds a comparison of other settings: " + next(iter(changes))):
             compare(task, altered(tmp_path / "out", changes), [3])
     for harmless in ({"logging_steps": 1}, {"disable_tqdm": False}):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(ChildProcessError):
             compare(task, altered(tmp_path / "out", harmless), [3])
 
 
