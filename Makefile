@@ -73,7 +73,7 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 bench-collapse: install
 	$(BIN)/python benchmarks/collapse.py --fashion_mnist $(FASHION_MNIST) --workers 2
 
-EVIDENCE ?= --tasks images
+EVIDENCE ?=
 
 evidence: install
 	$(BIN)/python benchmarks/evidence/run.py --tune $(EVIDENCE)

@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from itra_hf.reader import FeatureReader, attended, masked_mean, probing
+from itra_hf.reader import FeatureReader, attended, masked_mean, probing, which_calls
 
 FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
 
@@ -64,7 +64,7 @@ class HeadInput(FeatureReader):
         pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
             `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
             over the attention mask).
-        which: the call of each head in a forward pass that makes the logits, counted from 0; the first by default.
+        which: as of `FeatureReader`, for each head.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -83,9 +83,11 @@ class HeadInput(FeatureReader):
         (torch.Size([5, 3]), True)
     """
 
-    def __init__(self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str, which: tuple[int, ...] = (0, 0)) -> None:
+    def __init__(
+        self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str, which: tuple[int | None, ...] = ()
+    ) -> None:
         self.heads = head if isinstance(head, tuple) else (head,)
-        super().__init__(self.heads, which[: len(self.heads)])
+        super().__init__(self.heads, which or [None] * len(self.heads))
         self.pooling = pooling
 
     @classmethod
@@ -95,11 +97,10 @@ class HeadInput(FeatureReader):
         Raises:
             HeadNotFoundError: if no linear layer's output explains the logits.
         """
-        calls: list[tuple[nn.Linear, Tensor, int]] = []
+        calls: list[tuple[nn.Linear, Tensor]] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            before = sum(called is module for called, _, _ in calls)
-            calls.insert(0, (cast(nn.Linear, module), output, before))
+            calls.append((cast(nn.Linear, module), output))
 
         handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
         try:
@@ -109,13 +110,15 @@ class HeadInput(FeatureReader):
             for handle in handles:
                 handle.remove()
         if logits is not None and logits.ndim == 2:
-            for head, output, which in calls:
+            which = which_calls([head for head, _ in calls])
+            last_first = [(head, output, call) for (head, output), call in zip(calls, which, strict=True)][::-1]
+            for head, output, call in last_first:
                 pooling = _explain(output, logits, inputs.get("attention_mask"))
                 if pooling is not None:
-                    return cls(head, pooling, (which,))
-            for (second, output, then), (first, other, which) in combinations(calls, 2):
+                    return cls(head, pooling, (call,))
+            for (second, output, then), (first, other, call) in combinations(last_first, 2):
                 if output.shape == other.shape == logits.shape and _close((output + other) / 2, logits):
-                    return cls((first, second), "row", (which, then))
+                    return cls((first, second), "row", (call, then))
         raise HeadNotFoundError(
             f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input is "
             "not known; set feature_layer to the index of a hidden state to match that instead (with a matching_loss "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.features import HeadNotFoundError
-from itra_hf.reader import FeatureReader, attended, masked_mean, probing
+from itra_hf.reader import FeatureReader, attended, masked_mean, probing, which_calls
 
 
 class HiddenState(FeatureReader):
@@ -16,7 +16,7 @@ class HiddenState(FeatureReader):
 
     Args:
         module: the module whose output is the hidden state.
-        which: the call of it in a forward pass that gives that state, counted from 0.
+        which: as of `FeatureReader`.
         pooling: `"first"`, `"last"` or `"mean"`, over the tokens that are attended; of a map `[rows, d, height, width]`
             always the mean over its places.
 
@@ -33,7 +33,7 @@ class HiddenState(FeatureReader):
         True
     """
 
-    def __init__(self, module: nn.Module, pooling: str, which: int = 0) -> None:
+    def __init__(self, module: nn.Module, pooling: str, which: int | None = None) -> None:
         super().__init__([module], [which])
         self.pooling = pooling
 
@@ -58,12 +58,12 @@ class HiddenState(FeatureReader):
                 f"take an index from {-len(states)} to {len(states) - 1}, or feature_layer='head'"
             )
         called: list[nn.Module] = []
-        found: list[tuple[nn.Module, int]] = []
+        found: list[int] = []
 
         def compare(module: nn.Module, args: Any, output: Any) -> None:
             tensor = _first_tensor(output)
             if tensor is not None and tensor.shape == states[layer].shape and torch.equal(tensor, states[layer]):
-                found.append((module, sum(before is module for before in called)))
+                found.append(len(called))
             called.append(module)
 
         handles = [module.register_forward_hook(compare) for module in model.modules()]
@@ -77,8 +77,7 @@ class HiddenState(FeatureReader):
             raise HeadNotFoundError(
                 f"no module of {type(model).__name__} gives its hidden state {layer}; take another feature_layer"
             )
-        module, which = found[-1]
-        return cls(module, "mean" if pooling == "auto" else pooling, which)
+        return cls(called[found[-1]], "mean" if pooling == "auto" else pooling, which_calls(called)[found[-1]])
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -93,7 +92,7 @@ class HiddenState(FeatureReader):
 
         def begin(module: nn.Module, args: Any, output: Any) -> Any:
             called.append(module)
-            if len(called) != self.which[0] + 1:
+            if len(called) != (self.which[0] or 0) + 1:
                 return output
             torch.set_grad_enabled(True)
             if isinstance(output, Tensor):
@@ -140,7 +139,9 @@ def _hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> Sequence[Tens
         with probing(model):
             outputs = model(**inputs, output_hidden_states=True)
     except TypeError as error:
-        raise HeadNotFoundError(f"{name} cannot be asked for hidden states ({error}); take feature_layer='head'") from error
+        raise HeadNotFoundError(
+            f"{name} cannot be asked for hidden states ({error}); take feature_layer='head'"
+        ) from error
     if not isinstance(outputs, Mapping):
         raise HeadNotFoundError(
             f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; set "

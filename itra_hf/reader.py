@@ -17,10 +17,11 @@ class FeatureReader(ABC):
 
     Args:
         modules: those that are read.
-        which: the call of each module in a forward pass that is read, counted from 0; some models call one again.
+        which: the call of each module that is read, counted from 0, where a forward pass calls it several times (then
+            `clear` before each pass); None where it calls it once.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], which: Sequence[int]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], which: Sequence[int | None]) -> None:
         self.modules, self.which = tuple(modules), tuple(which)
         self.outputs_are_closed = False  # set where no gradient may pass the model's outputs but the step's own
         self.loss_is_known = False  # set once the task's gradient was seen to follow from the logits
@@ -71,11 +72,15 @@ class FeatureReader(ABC):
     @property
     def _calls(self) -> list[tuple[tuple[Tensor, ...], Any]]:
         """What each module was given and gave in the call that is read; a module that was not reached is left out."""
-        return [calls[which] for calls, which in zip(self._seen, self.which, strict=True) if len(calls) > which]
+        wanted = zip(self._seen, (which or 0 for which in self.which), strict=True)
+        return [calls[which] for calls, which in wanted if len(calls) > which]
 
     def _read(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        if len(self._seen[index]) <= self.which[index]:
-            self._seen[index].append((args, output))
+        calls, which = self._seen[index], self.which[index]
+        if which is None:
+            calls.clear()
+        if which is None or len(calls) <= which:
+            calls.append((args, output))
 
 
 @contextmanager
@@ -91,6 +96,11 @@ def probing(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def which_calls(called: Sequence[nn.Module]) -> list[int | None]:
+    """Of modules in the order of their calls, the how-manieth call of its own each is; None of one called once."""
+    return [None if called.count(module) == 1 else called[:i].count(module) for i, module in enumerate(called)]
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """`ITRATrainer`: the Hugging Face Trainer with a matching loss between the two halves of every batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from inspect import signature
 from typing import Any, cast
 
@@ -319,10 +319,11 @@ class ITRATrainer(SavingTrainer):
         labels = self.get_train_labels(self.train_dataset) if by_class and self.matching_is_on else None
         if labels is None:
             return super()._get_train_sampler(train_dataset)
-        if len(labels) != len(self.train_dataset):
+        rows = len(cast(Sized, self.train_dataset))
+        if len(labels) != rows:
             raise ValueError(
-                f"get_train_labels gave {len(labels)} labels for {len(self.train_dataset)} training rows; give one a "
-                "row, or None to pair rows at random"
+                f"get_train_labels gave {len(labels)} labels for {rows} training rows; give one a row, or None to pair "
+                "rows at random"
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         sampler = ClassPairedSampler(labels, seed=seed)

@@ -10,13 +10,15 @@ import torch
 from forest import main_forest, methods_forest
 from kinds import kinds_table
 from measures import expected_calibration_error, nc1
+from methods import METHODS
 from pairs import compare, holm
-from plan import MAIN, OTHERS
-from runs import HERE, planned
+from plan import ABLATIONS_OF, DEFAULT, MAIN, METHODS_OF, OTHERS, tuning_seeds
+from runs import HERE, planned, read_results, read_tuned
 from scipy import stats
 from summarise import ROOT, by_method, current, headline, machines, page, readme_with, verdicts
 from tables import family, gain_cells, tried_table, tuned_table
 from targets import targets
+from tune import best, grid_of
 
 
 def test_expected_calibration_error_of_a_worked_example():
@@ -51,6 +53,18 @@ def test_paired_differences_have_t_intervals():
 
 def test_one_seed_has_no_interval():
     assert gain_cells(compare({0: 0.5}, {0: 0.25}), 1.0)[0] == "+25.00"
+
+
+def test_what_the_page_reports_is_in_the_plan_and_at_what_tuning_found_best():
+    """So `make evidence` repeats the page, and nothing else."""
+    tuning, tuned = read_results(HERE / "tuning.jsonl"), read_tuned()
+    for task, methods in current(HERE / "results.jsonl").items():
+        plan = METHODS_OF.get(task, DEFAULT)
+        assert set(methods) <= {*plan, *ABLATIONS_OF.get(task, [])}
+        for method in [name for name in plan if name == "trainer" or METHODS[name].knob is not None]:
+            grid = grid_of(task, method)
+            runs = planned([task], [method], tuning_seeds(task, method), "validation", grid)
+            assert tuned[task][method] == best([tuning[run.key] for run in runs], grid)
 
 
 def test_only_seeds_of_both_are_compared():

@@ -76,7 +76,7 @@ def test_a_killed_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert {row["method"] for row in second} == set(methods)
 
 
-def test_without_methods_all_are_run_and_the_ablations_on_their_tasks(monkeypatch):
+def test_without_methods_those_of_the_page_are_run_and_the_ablations_on_their_tasks(monkeypatch):
     asked = []
 
     def note(runs, results, folders, workers):
@@ -93,7 +93,7 @@ def test_without_methods_all_are_run_and_the_ablations_on_their_tasks(monkeypatc
     assert done == {
         tasks[0]: set(METHODS),
         tasks[1]: {*METHODS, *FOR_FEW_ROWS},
-        tasks[2]: {*METHODS, *FOR_MANY_ROWS},
+        tasks[2]: {"trainer", "itra", *FOR_MANY_ROWS},
     }
     asked.clear()
     command.main(["--tasks", tasks[1], "--methods", "trainer", "--seeds", "0"])

@@ -110,9 +110,7 @@ def test_a_language_model_can_match_a_hidden_state(tmp_path):
 
 def test_a_module_that_is_called_once_a_layer_is_read_at_that_layers_call():
     sizes = {"embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": tiny.NUM_LABELS}
-    albert = AlbertForSequenceClassification(
-        AlbertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=4, **sizes)
-    )
+    albert = AlbertForSequenceClassification(AlbertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=4, **sizes))
     batch = batch_of(tiny.texts(4))
     features = HiddenState.find(albert.eval(), batch, 2)
     with features.attached():
@@ -140,7 +138,7 @@ def test_states_fewer_than_the_places_of_the_mask_are_pooled_over_those_that_are
 
 
 def test_a_model_that_cannot_be_asked_for_hidden_states_is_refused_with_the_way_out():
-    with pytest.raises(HeadNotFoundError, match="Mlp cannot be asked for hidden states .*feature_layer='head'"):
+    with pytest.raises(HeadNotFoundError, match=r"Mlp cannot be asked for hidden states .*feature_layer='head'"):
         HiddenState.find(tiny.Mlp(), batch_of(tiny.vectors(4)), 1)
-    with pytest.raises(HeadNotFoundError, match="BertForSequenceClassification returns a tuple.*return_dict=True"):
+    with pytest.raises(HeadNotFoundError, match=r"BertForSequenceClassification returns a tuple.*return_dict=True"):
         HiddenState.find(tiny.bert(return_dict=False), batch_of(tiny.texts(4)), 1)

@@ -1,34 +1,31 @@
 """Run tasks x methods x seeds and keep every result as a line of a JSON lines file; a killed run goes on by itself.
 
     python benchmarks/evidence/run.py --tune      # learning rate, weight decay and knobs, on validation rows
-    python benchmarks/evidence/run.py             # the reported runs, on test rows
+    python benchmarks/evidence/run.py             # the runs that the page reports, on test rows
     python benchmarks/evidence/run.py --tasks digits-300/cnn --methods trainer itra:matching_weight=3 \\
         --seeds 100 101 102 --validation --results outputs/try.jsonl
 
-Tasks are names as in plan.py, or its groups: low-data, images, texts, hub.
+Tasks are names as in plan.py, or its groups: low-data, images, texts, hub. Texts are read from the Hub or from folders:
+`--sst2 FOLDER` with train.tsv and test.tsv, a sentence, a tab and 0 or 1 on each line, and `--banking77 FOLDER` with
+train.csv and test.csv, of the columns text and category.
 """
 
 import argparse
 from pathlib import Path
 
-from plan import (
-    ABLATIONS_OF,
-    GROUPS,
-    METHODS_REPORTED,
-    QUICK_METHODS,
-    QUICK_TASKS,
-    TUNING_SEEDS,
-)
+from plan import ABLATIONS_OF, DEFAULT, GROUPS, METHODS_OF, QUICK_METHODS, QUICK_TASKS
 from runs import HERE, planned, run_all
 from tables import print_means
 from tasks import FILES
 from tune import tune
 
+QUICK_RESULTS = Path("outputs/evidence-quick.jsonl")
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["images"])
-    parser.add_argument("--methods", nargs="+", help="default: all, with the ablations on their tasks")
+    parser.add_argument("--tasks", nargs="+", default=["images", "texts"])
+    parser.add_argument("--methods", nargs="+", help="default: those that the page reports, with the ablations")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tune", action="store_true", help="choose the settings, and write them to tuned.json")
     parser.add_argument("--quick", action="store_true", help="two tasks, seven methods, five seeds, into outputs/")
@@ -40,23 +37,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     folders = {name: getattr(args, name) for name in FILES if getattr(args, name)}
     tasks = [task for name in args.tasks for task in GROUPS.get(name, [name])]
-    methods, seeds, results = args.methods or METHODS_REPORTED, args.seeds, HERE / "results.jsonl"
+    plan = {task: args.methods or METHODS_OF.get(task, DEFAULT) for task in tasks}
     if args.tune:
-        results = args.results or HERE / "tuning.jsonl"
-        tune(tasks, methods, seeds or TUNING_SEEDS, results, folders, args.workers)
+        for task, methods in plan.items():
+            tune(task, methods, args.seeds, args.results or HERE / "tuning.jsonl", folders, args.workers)
         return
+    seeds, results = args.seeds, args.results or HERE / "results.jsonl"
     if args.quick:
-        tasks, methods, seeds, results = (
-            QUICK_TASKS,
-            QUICK_METHODS,
-            list(range(5)),
-            Path("outputs/evidence-quick.jsonl"),
-        )
+        plan, seeds, results = dict.fromkeys(QUICK_TASKS, QUICK_METHODS), list(range(5)), QUICK_RESULTS
+    elif not args.methods:
+        plan = {task: [*methods, *ABLATIONS_OF.get(task, [])] for task, methods in plan.items()}
     split = "validation" if args.validation else "test"
-    runs = [*planned(tasks, methods, seeds, split)]
-    if not args.methods and not args.quick:
-        runs += [run for task in tasks for run in planned([task], ABLATIONS_OF.get(task, []), seeds, split)]
-    print_means(run_all(runs, args.results or results, folders, args.workers))
+    runs = [run for task, methods in plan.items() for run in planned([task], methods, seeds, split)]
+    print_means(run_all(runs, results, folders, args.workers))
 
 
 if __name__ == "__main__":

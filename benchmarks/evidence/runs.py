@@ -1,5 +1,6 @@
 """Many runs, resumable."""
 
+import itertools
 import json
 import multiprocessing
 import sys
@@ -64,7 +65,8 @@ def planned(
     """The runs of tasks x seeds (by default the reported ones) x methods x overrides, at the tuned settings."""
     tuned = read_tuned()
     for task in tasks:
-        for seed in seeds or reported_seeds(task):
-            for method in methods:
+        own = {method: seeds or reported_seeds(task, method) for method in methods}
+        for seed in dict.fromkeys(itertools.chain.from_iterable(own.values())):  # methods side by side
+            for method in (method for method in methods if seed in own[method]):
                 for overrides in grid:
                     yield Run(task, method, seed, split, settings(Task(task), method, tuned.get(task, {}), overrides))

@@ -1,4 +1,4 @@
-"""Write docs/evidence.md, its forest plots and README's headline from the results file, and from nothing else.
+"""Write docs/evidence.md, its forest plots and README's headline: evidence.md, with the results put in.
 
 python benchmarks/evidence/summarise.py
 """

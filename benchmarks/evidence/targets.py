@@ -1,4 +1,4 @@
-"""What ITRA's defaults were to reach, stated before the results, beside what came out."""
+"""What ITRA's defaults were asked to reach, beside what came out."""
 
 from statistics import mean
 

@@ -20,25 +20,25 @@ from methods import (
     VIT_BASELINE,
     WHOLE_TEXT_BASELINE,
 )
+from plan import tuning_seeds
 from runs import TUNED, planned, read_tuned, run_all
 from tasks import Task
 
 
 def tune(
-    tasks: list[str], methods: list[str], seeds: list[int], results: Path, folders: dict[str, str], workers: int
+    task: str, methods: list[str], seeds: list[int] | None, results: Path, folders: dict[str, str], workers: int
 ) -> None:
     """Write to tuned.json what was best; Trainer's learning rate and weight decay hold for all methods."""
     for method in dict.fromkeys(["trainer", *methods]):
         if method != "trainer" and METHODS[method].knob is None:
             continue
-        grids = {task: grid_of(task, method) for task in tasks}
-        runs = [run for task in tasks for run in planned([task], [method], seeds, "validation", grids[task])]
+        grid = grid_of(task, method)
+        runs = planned([task], [method], seeds or tuning_seeds(task, method), "validation", grid)
         rows = run_all(runs, results, folders, workers)
         tuned = read_tuned()
-        for task in tasks:
-            tuned.setdefault(task, {})[method] = best([row for row in rows if row["task"] == task], grids[task])
-            print(f"{task} {method}: {tuned[task][method]}", flush=True)
+        tuned.setdefault(task, {})[method] = best(rows, grid)
         TUNED.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n")
+        print(f"{task} {method}: {tuned[task][method]}", flush=True)
 
 
 def grid_of(task: str, method: str) -> list[dict[str, Any]]:

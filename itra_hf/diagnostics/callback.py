@@ -132,7 +132,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             return
         training = self.trainer.is_in_train
         wanted = _is_missing(args.metric_for_best_model, metrics or {})
-        due = self._step != state.global_step and (wanted or self.every is None and self._can_afford(args))
+        due = self._step != state.global_step and (wanted or (self.every is None and self._can_afford(args)))
         if due or not training:
             self._measure(state)
             self._log(control)
