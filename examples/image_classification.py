@@ -8,7 +8,7 @@ Your own images, one folder per class, or a data set of the Hub, with a model of
 
     python examples/image_classification.py --train_dir flowers/train --test_dir flowers/test \\
         --model_name_or_path google/vit-base-patch16-224-in21k --learning_rate 2e-5 --matching_weight 0.5
-    python examples/image_classification.py --dataset_name beans --label_column labels \\
+    python examples/image_classification.py --dataset_name AI-Lab-Makerere/beans --label_column labels \\
         --model_name_or_path microsoft/resnet-50
 
 The ITRA model, its card and a picture of both feature spaces go to `--output_dir`, by default `outputs/demo`.
