@@ -72,6 +72,11 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.train_dir and self.dataset_name:
             raise ValueError(f"got both train_dir={self.train_dir!r} and dataset_name={self.dataset_name!r}; give one")
+        if self.test_dir and self.dataset_name:
+            raise ValueError(
+                f"test_dir={self.test_dir!r} goes with train_dir, not with dataset_name={self.dataset_name!r}; "
+                "leave it out, or give train_dir"
+            )
         if self.is_digits and (self.test_dir or self.model_name_or_path):
             raise ValueError("--test_dir and --model_name_or_path need --train_dir or --dataset_name beside them")
         if not self.is_digits and not self.model_name_or_path:

@@ -50,6 +50,15 @@ class TaskArguments:
             raise ValueError(
                 f"got dataset_name={self.dataset_name!r} and train_file={self.train_file!r}; give one of the two"
             )
+        for name, goes_with, given in (
+            ("validation_file", "train_file", "dataset_name"),
+            ("dataset_config_name", "dataset_name", "train_file"),
+        ):
+            if getattr(self, name) and getattr(self, given):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} goes with {goes_with}, not with {given}={getattr(self, given)!r}; "
+                    f"leave it out, or give {goes_with}"
+                )
         for name in ("max_length", "max_seconds", "max_train_samples"):
             value = getattr(self, name)
             if value is not None and value <= 0:

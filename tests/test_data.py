@@ -37,6 +37,14 @@ def test_what_does_not_fit_is_named_with_the_way_out(tmp_path):
         ({}, "no model; give --model_name_or_path"),
         ({"model_name_or_path": model}, "dataset_name=None and train_file=None; give one"),
         ({"model_name_or_path": model, "train_file": file, "max_length": 0}, "max_length=0 must be positive"),
+        (
+            {"model_name_or_path": model, "dataset_name": "b", "validation_file": file},
+            "validation_file='.*' goes with train_file, not with dataset_name='b'; leave it out, or give train_file",
+        ),
+        (
+            {"model_name_or_path": model, "train_file": "b", "dataset_config_name": "c"},
+            "dataset_config_name='c' goes with dataset_name, not with train_file='b'; leave it out, or give dataset_name",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             TaskArguments(**given)
