@@ -1,6 +1,6 @@
 """Which classification architectures of transformers ITRA serves, and how: prints and writes `docs/coverage.md`.
 
-Every entry of AutoModelFor{Sequence,Image,Audio}Classification is built from a tiny random config. A class counts as
+Every class of AutoModelFor{Sequence,Image,Audio}Classification is built from a tiny random config. A class counts as
 served when its features, in evaluation and in training mode, give the model's logits through its head alone, pass a
 gradient to the body, and finding the head left the random state alone; texts are padded on the right and on the left.
 
@@ -86,7 +86,7 @@ def main() -> None:
         "",
         f"Made by `python benchmarks/coverage.py` with transformers {transformers.__version__} and torch "
         f"{torch.__version__}.",
-        "Every entry of AutoModelForSequenceClassification, AutoModelForImageClassification and",
+        "Every class of AutoModelForSequenceClassification, AutoModelForImageClassification and",
         "AutoModelForAudioClassification is built from a tiny random config. Served means: the features, in evaluation",
         "and in training mode, give the model's logits through its head alone, and pass a gradient to the body; texts",
         "are padded on the right and on the left.",

@@ -8,7 +8,7 @@ Your own images, one folder per class, or a data set of the Hub, with a model of
 
     python examples/image_classification.py --train_dir flowers/train --test_dir flowers/test \\
         --model_name_or_path google/vit-base-patch16-224-in21k --learning_rate 2e-5 --matching_weight 0.5
-    python examples/image_classification.py --dataset_name beans --label_column labels \\
+    python examples/image_classification.py --dataset_name AI-Lab-Makerere/beans --label_column labels \\
         --model_name_or_path microsoft/resnet-50
 
 The ITRA model, its card and a picture of both feature spaces go to `--output_dir`, by default `outputs/demo`.
@@ -72,6 +72,11 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.train_dir and self.dataset_name:
             raise ValueError(f"got both train_dir={self.train_dir!r} and dataset_name={self.dataset_name!r}; give one")
+        if self.test_dir and self.dataset_name:
+            raise ValueError(
+                f"test_dir={self.test_dir!r} goes with train_dir, not with dataset_name={self.dataset_name!r}; "
+                "leave it out, or give train_dir"
+            )
         if self.is_digits and (self.test_dir or self.model_name_or_path):
             raise ValueError("--test_dir and --model_name_or_path need --train_dir or --dataset_name beside them")
         if not self.is_digits and not self.model_name_or_path:

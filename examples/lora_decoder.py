@@ -8,7 +8,7 @@ Llama whose own weights stay random; `--matching none` makes it the run of Train
 
 A data set and a decoder of the Hub, with any option of ITRAConfig:
 
-    python examples/lora_decoder.py --dataset_name PolyAI/banking77 --model_name_or_path Qwen/Qwen2.5-0.5B \\
+    python examples/lora_decoder.py --dataset_name legacy-datasets/banking77 --model_name_or_path Qwen/Qwen2.5-0.5B \\
         --learning_rate 2e-4 --num_train_epochs 3 --output_dir outputs/banking77
 
 Adapters, head and tokenizer go to `--output_dir`, by default `outputs/lora`; the small Llama to its folder `base`.

@@ -87,6 +87,16 @@ class DataArguments:
             raise ValueError(
                 f"got dataset_name={self.dataset_name!r} and train_file={self.train_file!r}; give one of the two"
             )
+        for name, goes_with, given in (
+            ("validation_file", "train_file", "dataset_name"),
+            ("test_file", "train_file", "dataset_name"),
+            ("dataset_config_name", "dataset_name", "train_file"),
+        ):
+            if getattr(self, name) and getattr(self, given):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} goes with {goes_with}, not with {given}={getattr(self, given)!r}; "
+                    f"leave it out, or give {goes_with}"
+                )
         for name in ("max_train_samples", "samples_per_class", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -272,7 +282,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for wanted, flag, split in ((args.do_eval, "--do_eval", "validation"), (args.do_predict, "--do_predict", "test")):
         if wanted and split not in splits:
             raise ValueError(
-                f"{flag} needs a {split} split, but there is only {', '.join(splits)}; give --{split}_file"
+                f"{flag} needs a {split} split, but there is only {', '.join(splits)}; "
+                f"give --{split}_file beside --train_file"
             )
     names = splits["train"].features["label"].names
     splits["train"] = choose_rows(splits["train"], data, args.seed)

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, set_seed
@@ -18,6 +18,7 @@ from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import table
+from itra_hf.features import HeadNotFoundError
 from itra_hf.tasks import load_task
 from itra_hf.trainer import ITRATrainer
 
@@ -63,6 +64,13 @@ class CompareArguments:
             raise ValueError(f"seeds={self.seeds} must be at least 1; an interval needs 2, and is narrower with more")
 
 
+class _Parser(HfArgumentParser):
+    """A parser that leaves it to `prepare` to end the command, without the long list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
 def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
     """The task and the arguments of a command; what the user has to mend ends it with one line."""
     try:
@@ -77,16 +85,28 @@ def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
 def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
     """The arguments of a command as dataclasses: a file first, if there is one, then the options, which override it."""
     kinds = (TaskArguments, *kinds, ITRAConfig)
-    parser = HfArgumentParser(kinds)
+    parser = _Parser(kinds)
     parser.set_defaults(output_dir=f"outputs/{command}")
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        values = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        values = read_options(argv[0])
         unknown = set(values) - {option.name for kind in kinds for option in fields(kind)}
         if unknown:
             raise ValueError(f"{argv[0]} sets {', '.join(sorted(unknown))}, which is no option; see --help")
         parser.set_defaults(**values)
         argv = argv[1:]
     return tuple(parser.parse_args_into_dataclasses(argv))
+
+
+def read_options(path: str) -> dict[str, Any]:
+    """The options in a yaml or json file; yaml reads a bare `no` as False, which is no strategy."""
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be read as yaml; mend it: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no options; write one on each line, such as learning_rate: 5e-5")
+    values = {str(name): value for name, value in values.items()}
+    return {name: "no" if name.endswith("_strategy") and value is False else value for name, value in values.items()}
 
 
 def options_help(command: str) -> str:
@@ -156,10 +176,7 @@ def compare_command(argv: list[str]) -> None:
     """Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps."""
     task, how, args = prepare("compare", argv, CompareArguments)
     report = _report_module()
-    try:
-        result = compare(task, args, list(range(args.seed, args.seed + how.seeds)))
-    except SettingsError as error:
-        sys.exit(f"itra-hf compare: {error}")
+    result = compare(task, args, list(range(args.seed, args.seed + how.seeds)))
     if args.process_index == 0:
         page = report.write_comparison(Path(str(args.output_dir), RESULT))
         print(f"\n{table(result)}\n\n{result['sentence']}\n\n{page} shows it.")
@@ -203,7 +220,10 @@ def main(argv: list[str] | None = None) -> None:
         print(options_help(command))
         return
     launch(argv)
-    COMMANDS[command](rest)
+    try:
+        COMMANDS[command](rest)
+    except (HeadNotFoundError, SettingsError) as error:
+        sys.exit(f"itra-hf {command}: {error}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,15 @@ class TaskArguments:
             raise ValueError(
                 f"got dataset_name={self.dataset_name!r} and train_file={self.train_file!r}; give one of the two"
             )
+        for name, goes_with, given in (
+            ("validation_file", "train_file", "dataset_name"),
+            ("dataset_config_name", "dataset_name", "train_file"),
+        ):
+            if getattr(self, name) and getattr(self, given):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} goes with {goes_with}, not with {given}={getattr(self, given)!r}; "
+                    f"leave it out, or give {goes_with}"
+                )
         for name in ("max_length", "max_seconds", "max_train_samples"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -82,13 +91,16 @@ def read_rows(data: TaskArguments, seed: int) -> Rows:
 
     Raises:
         ValueError: where a file is of no known kind, the training split or a column is missing, or labels are neither
-            a class nor a number.
+            a class nor a number, or missing in a row.
     """
     splits = _read(data)
     if "train" not in splits:
         raise ValueError(f"no split 'train'; the data have {', '.join(splits)}")
+    used = ("train", "validation" if "validation" in splits else "test")
+    splits = DatasetDict({name: splits[name] for name in used if name in splits})
     columns, label, kind = _columns(splits["train"], data)
     splits = splits.select_columns([*columns, label]).rename_columns({} if label == "labels" else {label: "labels"})
+    _check_that_rows_have_labels(splits)
     splits, names = _with_classes(splits)
     train, test = _split(splits, names is not None, data.max_train_samples, seed)
     return Rows(train, test, columns, kind, names)
@@ -125,6 +137,15 @@ def _columns(train: Dataset, data: TaskArguments) -> tuple[list[str], str, str]:
     return columns, label, kind
 
 
+def _check_that_rows_have_labels(splits: DatasetDict) -> None:
+    for split, rows in splits.items():
+        missing = rows["labels"][:].count(None)
+        if missing:
+            raise ValueError(
+                f"{missing} of the {len(rows)} {split} rows have no label; take them out, or give each its label"
+            )
+
+
 def _with_classes(splits: DatasetDict) -> tuple[DatasetDict, list[str] | None]:
     """The splits with labels 0, 1, 2, ..., and the names of the classes; None where labels are decimal numbers."""
     feature = splits["train"].features["labels"]
@@ -133,9 +154,11 @@ def _with_classes(splits: DatasetDict) -> tuple[DatasetDict, list[str] | None]:
     if not isinstance(feature, (Value, ClassLabel)):
         raise ValueError(f"the labels are {feature}; the command line takes one class or one decimal number a row")
     if not isinstance(feature, ClassLabel):
-        names = [str(name) for name in sorted(splits["train"].unique("labels"))]
-        feature = ClassLabel(names=names)
-        splits = splits.cast_column("labels", Value("string")).cast_column("labels", feature)
+        values = splits["train"].unique("labels")
+        splits = splits.cast_column("labels", Value("string"))
+        texts = splits["train"].unique("labels")  # in the order of the values, which numbers are to be sorted by
+        feature = ClassLabel(names=[text for _, text in sorted(zip(values, texts, strict=True))])
+        splits = splits.cast_column("labels", feature)
     return splits, feature.names
 
 

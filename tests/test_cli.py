@@ -96,15 +96,42 @@ def test_trains_compares_and_reports_where_compactness_cannot_be_measured(tmp_pa
 
 
 def test_what_the_user_has_to_mend_is_one_line(tmp_path):
-    (tmp_path / "config.yaml").write_text("train_fiel: pets.csv\n")
+    data = ["--model_name_or_path", folders.bert(tmp_path), "--train_file", folders.pets(tmp_path)]
+    data += [*SHORT, "--output_dir", str(tmp_path / "out")]
     for argv, message in (
-        (["train", str(tmp_path / "config.yaml")], "config.yaml sets train_fiel, which is no option; see --help"),
+        (["train", "--matching", "clas"], "argument --matching: invalid choice: 'clas' .*; see --help"),
+        (["train", *data, "--feature_layer", "9"], "feature_layer=9 is none of them"),
+        (["compare", *data, "--feature_layer", "9"], "feature_layer=9 is none of them"),
         (["train", "--model_name_or_path", "x"], "give one of the two"),
         (["compare", "--seeds", "0", "--model_name_or_path", "x", "--train_file", "y.csv"], "seeds=0 must be"),
         (["train", "--model_name_or_path", "x", "--train_file", "y.csv", "--matching", "none"], "y.csv"),
     ):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(SystemExit, match=f"^itra-hf {argv[0]}: .*{message}") as ended:
             cli.main(argv)
+        assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train_fiel: pets.csv", "config.yaml sets train_fiel, which is no option; see --help"),
+        ("matching_weight: abc", "argument --matching_weight.*: invalid float value: 'abc'; see --help"),
+        ("a: b: c", "config.yaml cannot be read as yaml; mend it: .* line 1, column 5"),
+        ("train_file", "config.yaml holds no options; write one on each line"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_one_line(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=f"^itra-hf train: .*{message}") as ended:
+        cli.main(["train", str(tmp_path / "config.yaml")])
+    assert "\n" not in ended.value.code
+
+
+def test_no_is_a_strategy_in_yaml_too(tmp_path):
+    (tmp_path / "config.yaml").write_text("model_name_or_path: a\ntrain_file: b.csv\nsave_strategy: no\nreport: no\n")
+    _, how, args = cli.parse("train", [str(tmp_path / "config.yaml")], cli.TrainArguments)
+    assert args.save_strategy == "no"
+    assert how.report is False
 
 
 def test_two_processes_are_handed_over_to_accelerate(tmp_path):

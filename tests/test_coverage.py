@@ -1,12 +1,14 @@
 """Every kind of classification model gets its head's input; the full table is `benchmarks/coverage.py`."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
-from tiny_models import LABELS, apply_heads, check_features, tiny_inputs, tiny_model
+from tiny_models import LABELS, apply_heads, architectures, check_features, tiny_inputs, tiny_model
 
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates, logits_of
 
@@ -52,6 +54,7 @@ KINDS = [
     ("audio", "wav2vec2", "Wav2Vec2ForSequenceClassification", {}, ["classifier"], "row"),
     ("audio", "audio-spectrogram-transformer", "ASTForAudioClassification", {}, ["classifier.dense"], "row"),
 ]
+ROOT = Path(__file__).parents[1]
 BY_CLASS = {kind[2]: kind for kind in KINDS}
 SINCE = {"eurobert": "5.3.0", "pp_lcnet": "5.4.0"}  # the transformers that has it first, if it is not in all
 
@@ -81,6 +84,20 @@ def test_every_kind_is_served(family, model_type, class_name, options, heads, po
         assert head_input.pooling == pooling
         for training in (False, True):
             check_features(model, inputs, head_input, training)
+
+
+def test_a_class_counts_once():
+    names = [name for _, _, name in architectures()]
+    assert len(names) == len(set(names)) > 100
+
+
+def test_the_readme_tells_the_numbers_of_the_page():
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/coverage.md"))
+    verdicts = re.findall(r"^\| \w+For.*\| (served|refused|not built).* \|$", page, re.MULTILINE)
+    told = re.search(r"lists (\d+)\sclasses .* serves, (\d+) that it refuses, and (\d+) that lacked a library", readme)
+    assert [int(number) for number in told.groups()] == [
+        verdicts.count(verdict) for verdict in ("served", "refused", "not built")
+    ]
 
 
 def test_a_model_without_a_linear_head_is_refused_with_the_ways_out():

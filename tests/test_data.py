@@ -31,12 +31,50 @@ def test_a_test_set_is_taken_and_a_training_set_must_be_there(tmp_path):
     assert (len(rows.train), len(rows.test)) == (12, 9)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"), [(["True", "False"], ["false", "true"]), (["10", "2", "1"], ["1", "2", "10"])]
+)
+def test_truth_values_and_numbers_are_classes_in_their_order(tmp_path, labels, names):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"row {label},{label}\n" for label in labels * 10))
+    rows = read_rows(TaskArguments("model", train_file=str(file)), seed=0)
+    assert rows.names == names
+    assert all(names[row["labels"]] == row["text"].removeprefix("row ").lower() for row in rows.train)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], ["1", "2"], ["True", "False"], ["0.5", "1.5"]])
+def test_rows_without_a_label_are_counted(tmp_path, labels):
+    for name, more in (("whole", []), ("broken", ["", "", ""])):
+        lines = [f"row,{label}\n" for label in labels * 10 + more]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(lines))
+    whole, broken = str(tmp_path / "whole.csv"), str(tmp_path / "broken.csv")
+    files = {"train_file": broken}, {"train_file": whole, "validation_file": broken}
+    for given, split in zip(files, ("train", "validation"), strict=True):
+        with pytest.raises(ValueError, match=f"3 of the 23 {split} rows have no label; take them out, or give"):
+            read_rows(TaskArguments("model", **given), seed=0)
+
+
+def test_a_split_that_is_not_used_may_lack_labels(tmp_path):
+    for split, label in (("train", "cat"), ("validation", "cat"), ("test", "")):
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + f"row,{label}\n" * 4)
+    rows = read_rows(TaskArguments("model", dataset_name=str(tmp_path)), seed=0)
+    assert (len(rows.train), len(rows.test)) == (4, 4)
+
+
 def test_what_does_not_fit_is_named_with_the_way_out(tmp_path):
     model, file = "model", folders.pets(tmp_path)
     for given, message in (
         ({}, "no model; give --model_name_or_path"),
         ({"model_name_or_path": model}, "dataset_name=None and train_file=None; give one"),
         ({"model_name_or_path": model, "train_file": file, "max_length": 0}, "max_length=0 must be positive"),
+        (
+            {"model_name_or_path": model, "dataset_name": "b", "validation_file": file},
+            "validation_file='.*' goes with train_file, not with dataset_name='b'; leave it out, or give train_file",
+        ),
+        (
+            {"model_name_or_path": model, "train_file": "b", "dataset_config_name": "c"},
+            "dataset_config_name='c' goes with dataset_name, not with train_file='b'; leave it out, or give",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             TaskArguments(**given)

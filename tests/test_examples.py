@@ -110,6 +110,7 @@ class TestImageClassification:
         ("flags", "message"),
         [
             (["--train_dir", "a", "--dataset_name", "b"], "both train_dir='a' and dataset_name='b'"),
+            (["--dataset_name", "b", "--test_dir", "c"], "test_dir='c' goes with train_dir, not with dataset_name='b'"),
             (["--train_dir", "a"], "a needs a model; give --model_name_or_path"),
             (["--model_name_or_path", "a"], "need --train_dir or --dataset_name"),
         ],
@@ -265,6 +266,9 @@ class TestTextClassification:
             ({"train_file": "rows.parquet"}, r"cannot read rows.parquet; give a file that ends in .csv, .tsv"),
             ({"samples_per_class": 0}, "samples_per_class=0 must be at least 1"),
             ({"dataset_name": "b"}, "give one of the two"),
+            ({"dataset_name": "b", "train_file": ""}, "validation_file=.* goes with train_file, .*dataset_name='b'"),
+            ({"dataset_name": "b", "train_file": "", "validation_file": "", "test_file": "c"}, "test_file='c' goes"),
+            ({"dataset_config_name": "c"}, "dataset_config_name='c' goes with dataset_name, not with train_file="),
             ({"model_name_or_path": ""}, "give --model_name_or_path"),
         ],
     )

@@ -68,13 +68,14 @@ OTHER_INPUTS: dict[str, Callable[[], dict[str, Tensor]]] = {
 
 
 def architectures() -> list[tuple[str, str, str]]:
-    """(family, model type, class name) of every entry of the three Auto classes."""
-    return [
-        (family, model_type, name)
+    """(family, model type, class name) of every class of the three Auto classes, by the last of its model types."""
+    entries = {
+        name: (family, model_type, name)
         for family, names in FAMILIES.items()
         for model_type, classes in names.items()
         for name in ((classes,) if isinstance(classes, str) else classes)
-    ]
+    }
+    return list(entries.values())
 
 
 def small_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
