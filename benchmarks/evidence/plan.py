@@ -90,7 +90,7 @@ OTHERS = [
 
 # The methods that a task is run with, beside its ablations; all others are run with the defaults and Trainer alone.
 METHODS_OF = {
-    **{task: METHODS_REPORTED for task in ("digits-100/cnn", "digits-300/cnn", "fashion_mnist-1000/cnn")},
+    **dict.fromkeys(("digits-100/cnn", "digits-300/cnn", "fashion_mnist-1000/cnn"), METHODS_REPORTED),
     **{task: [*DEFAULT, *RIVALS, *ON_TOP, *FORMS[:2]] for task in ("fashion_mnist-300/cnn", "fashion_mnist-5000/cnn")},
     "banking77-5shot/minilm-last2": [
         *DEFAULT,
