@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from itra_hf.reader import FeatureReader, attended, masked_mean, probing, which_calls
+from itra_hf.reader import FeatureReader, attended, masked_mean, probing, which_call
 
 FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
 
@@ -97,10 +97,12 @@ class HeadInput(FeatureReader):
         Raises:
             HeadNotFoundError: if no linear layer's output explains the logits.
         """
-        calls: list[tuple[nn.Linear, Tensor]] = []
+        called: list[nn.Linear] = []
+        given: list[Tensor] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.append((cast(nn.Linear, module), output))
+            called.append(cast(nn.Linear, module))
+            given.append(output)
 
         handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
         try:
@@ -110,15 +112,16 @@ class HeadInput(FeatureReader):
             for handle in handles:
                 handle.remove()
         if logits is not None and logits.ndim == 2:
-            which = which_calls([head for head, _ in calls])
-            last_first = [(head, output, call) for (head, output), call in zip(calls, which, strict=True)][::-1]
-            for head, output, call in last_first:
-                pooling = _explain(output, logits, inputs.get("attention_mask"))
+            last_first = range(len(called))[::-1]
+            for call in last_first:
+                pooling = _explain(given[call], logits, inputs.get("attention_mask"))
                 if pooling is not None:
-                    return cls(head, pooling, (call,))
-            for (second, output, then), (first, other, call) in combinations(last_first, 2):
-                if output.shape == other.shape == logits.shape and _close((output + other) / 2, logits):
-                    return cls((first, second), "row", (call, then))
+                    return cls(called[call], pooling, (which_call(called, call),))
+            for second, first in combinations(last_first, 2):
+                pair = (first, second)
+                shapes = {given[call].shape for call in pair} | {logits.shape}
+                if len(shapes) == 1 and _close((given[first] + given[second]) / 2, logits):
+                    return cls((called[first], called[second]), "row", tuple(which_call(called, call) for call in pair))
         raise HeadNotFoundError(
             f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input is "
             "not known; set feature_layer to the index of a hidden state to match that instead (with a matching_loss "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.features import HeadNotFoundError
-from itra_hf.reader import FeatureReader, attended, masked_mean, probing, which_calls
+from itra_hf.reader import FeatureReader, attended, masked_mean, probing, which_call
 
 
 class HiddenState(FeatureReader):
@@ -77,7 +77,8 @@ class HiddenState(FeatureReader):
             raise HeadNotFoundError(
                 f"no module of {type(model).__name__} gives its hidden state {layer}; take another feature_layer"
             )
-        return cls(called[found[-1]], "mean" if pooling == "auto" else pooling, which_calls(called)[found[-1]])
+        pooling = "mean" if pooling == "auto" else pooling
+        return cls(called[found[-1]], pooling, which_call(called, found[-1]))
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

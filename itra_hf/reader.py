@@ -98,9 +98,10 @@ def probing(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def which_calls(called: Sequence[nn.Module]) -> list[int | None]:
-    """Of modules in the order of their calls, the how-manieth call of its own each is; None of one called once."""
-    return [None if called.count(module) == 1 else called[:i].count(module) for i, module in enumerate(called)]
+def which_call(called: Sequence[nn.Module], index: int) -> int | None:
+    """Of modules in the order of their calls, which of its own calls the one at an index is; None if it is the only."""
+    module = called[index]
+    return None if called.count(module) == 1 else called[:index].count(module)
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
