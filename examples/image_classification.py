@@ -184,7 +184,7 @@ def run(trainer: Any, test: Dataset) -> dict[str, Any]:
         "loss": scores["eval_loss"],
         "scatter": compactness(features, labels)["scatter_ratio"],
         "seconds": trained.metrics["train_runtime"] / max(trained.global_step, 1),
-        "features": features.numpy(),
+        "features": features.float().numpy(),
         "labels": labels,
     }
 

@@ -12,6 +12,7 @@ MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
 POOLINGS = ("auto", "first", "last", "mean")
 SCOPES = ("micro_batch", "optimizer_step")
+PUBLIC = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")  # texts and tables that hold no secret
 PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin_memory")
 
 
@@ -202,7 +203,7 @@ def public_arguments(args: TrainingArguments) -> dict[str, Any]:
         value = getattr(args, option.name, option.default)
         is_set = value != option.default and not (value is False and option.default is None)
         is_public = option.init and not option.name.startswith(PRIVATE)
-        is_plain = isinstance(value, (bool, int, float, Enum)) or option.name in ours
+        is_plain = isinstance(value, (bool, int, float, Enum)) or option.name in (*ours, *PUBLIC)
         if option.name == "seed" or (is_set and is_public and is_plain):
             told[option.name] = value.value if isinstance(value, Enum) else value
     return told

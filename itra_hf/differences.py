@@ -38,7 +38,7 @@ def paired_differences(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             plain, itra = (np.array([by_run[name, seed] for seed in seeds]) for name in SIDES)
             values = itra - plain
             low = high = None
-            if np.ptp(values) > 0:
+            if np.ptp(values) > 1e-9 * max(np.abs(plain).max(), np.abs(itra).max()):  # more than rounding
                 half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(values)
                 low, high = float(values.mean() - half), float(values.mean() + half)
             means = {"trainer": float(plain.mean()), "itra": float(itra.mean()), "difference": float(values.mean())}

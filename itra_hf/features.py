@@ -204,6 +204,8 @@ def extract_features(
 ) -> Tensor:
     """The features of every example in `batches`, `[rows, d]` on the CPU, in evaluation mode and without gradient.
 
+    They keep the model's dtype, by which `compactness` tells rounding from scatter; numpy has no bfloat16.
+
     Args:
         model: a classification model.
         batches: keyword arguments of the model, batch by batch, on the model's device.
@@ -218,7 +220,7 @@ def extract_features(
         reader = reader or find(model, batch)
         with reader.attached(), probing(model):
             outputs = model(**batch)
-            rows.append(reader.rows(outputs, batch.get("attention_mask")).float().cpu())
+            rows.append(reader.rows(outputs, batch.get("attention_mask")).cpu())
     return torch.cat(rows)
 
 

@@ -73,10 +73,10 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
     model: Any = trainer.model
     network = model.get_base_model() if is_peft_available() and isinstance(model, peft.PeftModel) else model
     old = ModelCard.load(path, ignore_metadata_errors=True)
-    name = re.findall(r"^# (.+)$", old.text, re.MULTILINE)[0]
+    name = next(iter(re.findall(r"^# (.+)$", old.text, re.MULTILINE)), path.resolve().parent.name)
     task = tasks if isinstance(tasks, str) else _task(network)
     datasets = [public_name(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
-    log = trainer.state.log_history
+    log = _log_of_saved_model(trainer)
     data = _metadata(old.data, name, task, datasets, _last_scores(log))
     packages = ("itra_hf", "transformers", "torch", "datasets")
     card = ModelCard.from_template(
@@ -96,7 +96,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
         compactness=_compactness(log),
         picture=PICTURE if path.with_name(PICTURE).exists() else None,
         hyperparameters=_hyperparameters(trainer),
-        history=_history(log),
+        history=_history(trainer.state.log_history),
         versions=", ".join(f"{package} {version(package)}" for package in packages),
         arguments={key: repr(value) for key, value in public_arguments(trainer.args).items()},
         version=version("itra_hf"),
@@ -200,6 +200,15 @@ def is_score(key: str) -> bool:
 def _scores(entry: dict[str, Any]) -> dict[str, float]:
     numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
     return {key.removeprefix("eval_"): float(value) for key, value in numbers.items() if is_score(key)}
+
+
+def _log_of_saved_model(trainer: "ITRATrainer") -> list[dict[str, Any]]:
+    """The log; where training has loaded the best checkpoint, without what was logged of the steps after that."""
+    log, best = trainer.state.log_history, trainer.state.best_global_step
+    if not trainer.args.load_best_model_at_end or best is None:
+        return log
+    ended = max((index for index, entry in enumerate(log) if "train_runtime" in entry), default=len(log))
+    return [entry for index, entry in enumerate(log) if index > ended or entry["step"] <= best]
 
 
 def _last_scores(log: list[dict[str, Any]]) -> dict[str, float]:

@@ -103,7 +103,11 @@ class TestValues:
         rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(7, 7)))[0]
         order = np.random.default_rng(2).permutation(60)
         moved = compactness((1e-3 * features @ rotation + 5)[order], labels[order])
-        assert moved["scatter_ratio"] == pytest.approx(compactness(features, labels)["scatter_ratio"], rel=1e-6)
+        plain = compactness(features, labels)
+        for name in ("scatter_ratio", "nc1", "class_mean_separation"):
+            assert moved[name] == pytest.approx(plain[name], rel=1e-6)
+        shifted = compactness(features + 1e4, labels)  # far beyond what lies between the means
+        assert shifted["nc1"] == pytest.approx(plain["nc1"], rel=1e-5)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     def test_lower_precision_is_computed_in_float64(self, sample, dtype):

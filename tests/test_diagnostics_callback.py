@@ -85,6 +85,8 @@ def test_logs_what_the_functions_give_at_each_evaluation(tmp_path):
     features, labels = extract_features(trainer.model, batches), torch.arange(48) % tiny.NUM_LABELS
     expected = compactness(features, labels) | mode_separation(features, modes, labels)
     assert {name: entry[f"eval_{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
+    drawn = [rows[i] for i in torch.randperm(48, generator=torch.Generator().manual_seed(0))]
+    batches = [collate(drawn[start : start + 8]) for start in range(0, 48, 8)]
     assert entry["gradient_scatter"] == pytest.approx(gradient_scatter(trainer.model, batches)["gradient_scatter"])
     assert 0 < entry["diagnostics_share"] < 1
 
@@ -193,6 +195,63 @@ def test_a_run_that_stops_early_is_measured_at_its_end(tmp_path):
     assert [entry["step"] for entry in trainer.state.log_history if "eval_nc1" in entry] == [0, 2]
 
 
+def test_of_a_run_that_stops_early_and_loads_its_best_checkpoint_nothing_is_logged_as_the_last_steps(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"metric_for_best_model": "loss", "load_best_model_at_end": True, "learning_rate": 0.5}
+    callback = ITRADiagnosticsCallback(every=100)
+    trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(), max_steps=30, greater_is_better=True, **options)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
+    trainer.add_callback(callback)
+    trainer.train()
+    assert trainer.state.best_global_step < trainer.state.global_step < 30
+    assert [step for step, _ in measured(trainer)] == [0]
+    best = extract_features(trainer.model, [collate(tiny.vectors())])
+    np.testing.assert_allclose(np.load(tmp_path / "_diagnostics" / "after.npz")["features"], best, rtol=1e-5)
+
+
+def test_a_score_of_one_of_several_evaluation_sets_asks_for_no_measurement(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"metric_for_best_model": "b_loss", "load_best_model_at_end": True}
+    trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(), **options)
+    trainer.eval_dataset = {"a": tiny.vectors(), "b": tiny.vectors()}
+    trainer.add_callback(ITRADiagnosticsCallback(every=100))
+    trainer.train()
+    assert [step for step, _ in measured(trainer)] == [0, 4]
+
+
+def test_rows_that_lie_sorted_by_class_make_mini_batches_of_all_classes(tmp_path):
+    """Their gradients scatter about as those of the same rows in any other order, not several times as far."""
+    rows = tiny.vectors(192)
+    scatters = []
+    for order in (rows, sorted(rows, key=lambda row: row["labels"])):
+        torch.manual_seed(0)
+        trainer = tiny.trainer(tmp_path, tiny.Mlp(), order)
+        callback = ITRADiagnosticsCallback(("gradient_scatter",), trainer=trainer)
+        trainer.add_callback(callback)
+        trainer.train()
+        scatters.append(measured(trainer, "gradient_scatter")[0][1])
+    assert scatters[1] < 2 * scatters[0]
+
+
+def test_rows_without_a_class_are_not_measured(tmp_path):
+    rows = tiny.vectors(48)
+    for row in rows[::4]:
+        row["labels"] = -100
+    trainer = run(tmp_path, tiny.Mlp(), rows, ITRADiagnosticsCallback(modes=list(range(24)) * 2))
+    after = np.load(tmp_path / "_diagnostics" / "after.npz")
+    assert len(after["features"]) == 36
+    assert set(after["labels"]) == {0, 1, 2}
+    assert measured(trainer, "eval_mode_chance")
+
+
+def test_half_precision_is_measured_as_it_is(tmp_path):
+    model = tiny.bert().to(torch.bfloat16)
+    assert extract_features(model, [collate(tiny.texts())]).dtype == torch.bfloat16
+    trainer = run(tmp_path, model, tiny.texts(), ITRADiagnosticsCallback(modes=list(range(24)) * 2))
+    assert np.load(tmp_path / "_diagnostics" / "after.npz")["features"].dtype == np.float32
+    assert len(measured(trainer)) == 2
+
+
 def test_a_resumed_run_keeps_what_was_measured_before(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     run(tmp_path, tiny.Mlp(), tiny.vectors(), ITRADiagnosticsCallback(), **options)
@@ -225,11 +284,16 @@ def test_a_value_out_of_range_is_refused(options, message):
         (ITRADiagnosticsCallback(modes=[0, 1]), tiny.vectors(), "2 modes do not fit the 48 rows"),
         (ITRADiagnosticsCallback(), [{"x": row["x"]} for row in tiny.vectors()], "hold no 'labels'"),
         (ITRADiagnosticsCallback(), tiny.vectors(1), "1 class in 1 rows"),
+        (
+            ITRADiagnosticsCallback(["over_adaptation"]),
+            "few",
+            "6 training rows are one mini-batch of train_batch_size=8",
+        ),
     ],
 )
 def test_rows_that_cannot_be_measured_are_refused_when_training_begins(callback, rows, message, tmp_path):
-    trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors())
-    trainer.eval_dataset = rows
+    trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(6 if rows == "few" else 48))
+    trainer.eval_dataset = tiny.vectors() if rows == "few" else rows
     trainer.add_callback(callback)
     with pytest.raises(ValueError, match=message):
         trainer.train()

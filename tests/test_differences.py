@@ -42,6 +42,7 @@ def test_half_a_pair_and_scores_that_are_not_finite_are_left_out():
         ([(0.5, 0.3), (0.5, 0.31), (0.5, 0.29)], False, "helps", "better by 0.2000"),
         ([(0.5, 0.3), (0.5, 0.8), (0.5, 0.5)], True, "cannot tell", "differs by +0.0333 on average"),
         ([(0.5, 0.6), (0.5, 0.6), (0.5, 0.6)], True, "cannot tell", "all differences are the same"),
+        ([(0.92, 0.93), (0.56, 0.57)], True, "cannot tell", "all differences are the same"),  # but for rounding
         ([(0.5, 0.9)], True, "cannot tell", "from 1 seed: an interval needs two"),
     ],
 )

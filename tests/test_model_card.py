@@ -193,6 +193,31 @@ def test_a_score_that_is_not_finite_stays_out_of_the_results(trained, tmp_path):
     assert json.dumps(card.data.to_dict())
 
 
+def test_the_card_of_the_best_checkpoint_tells_its_scores(tmp_path):
+    scores = iter([0.9, 0.8, 0.7])
+    changes = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    changes |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    keywords = {"compute_metrics": lambda _: {"accuracy": next(scores)}, "callbacks": [LogScatter()]}
+    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), keywords=keywords, **changes)
+    run.train()
+    run.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results}["accuracy"] == 0.9
+    assert "| accuracy | 0.9000 |" in card.text
+    run.compute_metrics = lambda _: {"accuracy": 0.6}  # after training it is the saved model that is evaluated
+    run.evaluate()
+    run.create_model_card()
+    assert "| accuracy | 0.6000 |" in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_a_run_in_the_present_folder_has_a_card_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tiny.trainer(".", tiny.bert(), tiny.texts())
+    run.train()
+    run.create_model_card()
+    assert f"# {tmp_path.name}\n" in ModelCard.load(tmp_path / "README.md").text
+
+
 def test_several_evaluation_sets_are_all_told_at_the_last_step(tmp_path):
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), eval_strategy="steps", eval_steps=2)
     run.eval_dataset = {"old": tiny.texts(24), "new": tiny.texts(16)}

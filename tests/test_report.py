@@ -280,6 +280,18 @@ def test_collapsed_features_are_called_so(tmp_path):
     assert "had collapsed to one point at step 2" in shown_text(report.write_report(tmp_path))
 
 
+def test_entries_of_the_log_that_are_no_numbers_are_passed_over(tmp_path):
+    history = [{"step": step, "eval_f1": [0.1, 0.2], "eval_note": "fine", "eval_loss": 1.0 / step} for step in (1, 2)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert "0.5" in shown_text(report.write_report(tmp_path))
+
+
+def test_names_of_classes_are_no_formulas(tmp_path, monkeypatch):
+    monkeypatch.setattr("warnings.warn", pytest.fail)
+    names = ["$10-$20", "x$_$", r"a $\foo$"]
+    assert report.write_report(many_classes(tmp_path / "run", number=3, names=names)).exists()
+
+
 def test_collapsed_features_are_drawn_without_an_error(tmp_path):
     folder = many_classes(tmp_path / "run", number=3)
     with np.load(folder / "_diagnostics" / "after.npz") as arrays:

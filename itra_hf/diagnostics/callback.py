@@ -22,11 +22,11 @@ MEASURES = ("compactness", "gradient_scatter", "over_adaptation")
 class ITRADiagnosticsCallback(TrainerCallback):
     """Measures a run as it trains, logs it like any metric, and changes not one bit of the training.
 
-    One measurement is made before the first step and one after the last; between them, one every `every` steps or at
-    each evaluation. `evaluate()` returns its figures too, so that `metric_for_best_model` can name one; then each
-    evaluation is measured, however long it takes. Under
-    `itra_hf.ITRATrainer` it is enough to put the callback into `callbacks=[...]`; under another Trainer it has to be
-    told whose it is:
+    One measurement is made before the first step and one after the last (none after a run that stops early and loads
+    its best checkpoint); between them, one every `every` steps or at each evaluation. `evaluate()` returns its figures
+    too, so that `metric_for_best_model` can name one of the features'; then each evaluation is measured, however long
+    it takes. Under `itra_hf.ITRATrainer` it is enough to put the callback into `callbacks=[...]`; under another Trainer
+    it has to be told whose it is:
 
         trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer))
 
@@ -131,7 +131,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
         if self.trainer is None:
             return
         training = self.trainer.is_in_train
-        wanted = _is_missing(args.metric_for_best_model, metrics or {})
+        wanted = self._is_missing(args.metric_for_best_model, metrics or {})
         due = self._step != state.global_step and (wanted or (self.every is None and self._can_afford(args)))
         if due or not training:
             self._measure(state)
@@ -143,11 +143,12 @@ class ITRADiagnosticsCallback(TrainerCallback):
         """Save what the report needs, of the model that training leaves; write the report where it was asked for."""
         if self.trainer is None:
             return
-        if self._step != state.global_step:  # stopped early; the trackers are closed by now
+        if args.load_best_model_at_end and state.best_model_checkpoint:  # which is loaded by now
+            if self._probe and self._features:
+                self._features = self._probe.features()
+        elif self._step != state.global_step:  # stopped early; the trackers are closed by now
             self._measure(state)
             state.log_history.append(self._found | {"epoch": state.epoch, "step": state.global_step})
-        if args.load_best_model_at_end and state.best_model_checkpoint and self._probe and self._features:
-            self._features = self._probe.features()
         if state.is_world_process_zero:
             saved = SavedRun(args.output_dir)
             if self._features is not None:
@@ -172,6 +173,13 @@ class ITRADiagnosticsCallback(TrainerCallback):
         if state.global_step > 0 and self.trainer is not None and self.trainer.is_in_train:
             self._found["diagnostics_share"] = self._share()
 
+    def _is_missing(self, metric: str | None, metrics: dict[str, float]) -> bool:
+        """Whether the figure that chooses the best checkpoint is no evaluation's own, so that it must be ours."""
+        sets = self.trainer.eval_dataset if self.trainer is not None else None
+        name = "" if metric is None else metric.removeprefix("eval_")
+        of_one_set = isinstance(sets, dict) and name.startswith(tuple(f"{each}_" for each in sets))
+        return name != "" and f"eval_{name}" not in metrics and not of_one_set
+
     def _share(self) -> float:
         return self._spent / (time.perf_counter() - self._begun)
 
@@ -193,8 +201,3 @@ class ITRADiagnosticsCallback(TrainerCallback):
             should_log = control.should_log  # which logging sets to False: the training loss is still to come
             self.trainer.log(dict(self._found))
             control.should_log = should_log
-
-
-def _is_missing(metric: str | None, metrics: dict[str, float]) -> bool:
-    """Whether the figure that chooses the best checkpoint is not among an evaluation's own, so that it must be ours."""
-    return metric is not None and f"eval_{metric.removeprefix('eval_')}" not in metrics

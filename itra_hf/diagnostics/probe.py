@@ -54,7 +54,7 @@ class Probe:
             evaluation = next(iter(evaluation.values()))
         self.prefix = "train_" if evaluation is None else "eval_"
         rows: Any = trainer.train_dataset if evaluation is None else evaluation
-        indices = _drawn(rows, max_rows, seed)
+        indices = sorted(_drawn(rows, max_rows, seed))
         if modes is not None and len(modes) != len(rows):
             raise ValueError(f"{len(modes)} modes do not fit the {len(rows)} rows of the data set; give one a row")
         self.modes = None if modes is None else np.asarray(modes)[indices]
@@ -62,12 +62,19 @@ class Probe:
         self._train_batches: Iterable[Any] = ()
         if {"gradient_scatter", "over_adaptation"} & set(measures):
             size = trainer.args.train_batch_size
-            self._train_batches = self._loader(
-                trainer.train_dataset, _drawn(trainer.train_dataset, size * num_batches, seed), size
-            )
+            drawn = _drawn(trainer.train_dataset, size * num_batches, seed)
+            if len(drawn) <= size:
+                raise ValueError(
+                    f"{len(drawn)} training rows are one mini-batch of train_batch_size={size}, and its gradient has "
+                    "nothing to be compared with; take smaller batches, or measures=('compactness',)"
+                )
+            self._train_batches = self._loader(trainer.train_dataset, drawn, size)
 
     def features(self) -> Rows:
-        """The features of the sample, `[n, d]`, and their labels, `[n]`; the model is left as it was."""
+        """The features of the sample, `[n, d]`, and their labels, `[n]`, of the rows that have a class.
+
+        The model is left as it was.
+        """
         labels: list[Tensor] = []
         name = (self.trainer.label_names or ["labels"])[0]
 
@@ -84,7 +91,9 @@ class Probe:
             find = partial(HiddenState.find, layer=int(args.feature_layer), pooling=args.feature_pooling)
         with undisturbed(self._model):
             rows = extract_features(self._model, noting_labels(), find)
-        return rows, torch.cat(labels)
+        classes = torch.cat(labels)
+        self._has_class = classes >= 0 if classes.ndim == 1 else torch.ones(len(classes), dtype=torch.bool)
+        return rows[self._has_class], classes[self._has_class]
 
     def measure(self) -> tuple[dict[str, float], Rows | None]:
         """Everything that was asked for, by the names it is logged under; and the features that it was measured on.
@@ -98,7 +107,7 @@ class Probe:
             if "compactness" in self.measures:
                 found |= compactness(*features)
             if self.modes is not None:
-                found |= mode_separation(features[0], self.modes, features[1])
+                found |= mode_separation(features[0], self.modes[self._has_class.numpy()], features[1])
         found = {f"{self.prefix}{name}": value for name, value in found.items()}
         with undisturbed(self._model):
             batches = list(self._on_device(self._train_batches))
@@ -137,7 +146,7 @@ class Probe:
 
 
 def _drawn(dataset: Any, number: int, seed: int) -> list[int]:
-    """Indices of rows drawn at random, without the global random state, in their order."""
+    """Indices of rows drawn at random, without the global random state."""
     try:
         length = len(dataset)
     except TypeError as error:
@@ -146,5 +155,5 @@ def _drawn(dataset: Any, number: int, seed: int) -> list[int]:
             "has, and measures=('compactness',) where the training set is a stream"
         ) from error
     drawn = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:number]
-    indices: list[int] = drawn.sort().values.tolist()
+    indices: list[int] = drawn.tolist()
     return indices

@@ -50,7 +50,7 @@ class SavedRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
         names = np.array([str(id2label.get(label, label)) for label in labels.tolist()])
-        arrays = {"features": rows.numpy(), "labels": labels.numpy(), "names": names}
+        arrays = {"features": rows.float().numpy(), "labels": labels.numpy(), "names": names}
         np.savez_compressed(self.folder / f"{when}.npz", allow_pickle=False, **arrays)
 
     def features(self, when: str) -> dict[str, np.ndarray] | None:

@@ -20,6 +20,7 @@ def nc1(deviations: Tensor, centred_means: Tensor, shares: Tensor) -> float:
     _, scales, directions = torch.linalg.svd(shares.sqrt()[:, None] * centred_means, full_matrices=False)
     tolerance = scales.max() * max(centred_means.shape) * torch.finfo(scales.dtype).eps
     kept = scales > tolerance
+    kept[len(shares) - 1 :] = False  # K centred means span K - 1 directions at most; the rest is rounding
     projections = deviations @ directions[kept].T
     return float((projections.square().mean(0) / scales[kept].square()).sum() / len(shares))
 

@@ -67,6 +67,7 @@ class Picture:
             "ytick.color": colours["text"],
             "legend.frameon": False,
             "font.size": 10.5,
+            "text.parse_math": False,  # a class may be called "$10 to $20"
         }
         with mpl.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), dpi=DPI, layout="constrained")

@@ -46,7 +46,8 @@ class Run:
 
     def series(self, name: str) -> Series:
         """The finite values logged under a name, and their steps; of several at one step the last."""
-        values = {int(entry["step"]): float(entry[name]) for entry in self.history if name in entry}
+        numbers = (entry for entry in self.history if isinstance(entry.get(name), (int, float)))
+        values = {int(entry["step"]): float(entry[name]) for entry in numbers}
         values = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
         return list(values), list(values.values())
 
