@@ -79,6 +79,6 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(tmp_path, scope):
         run.train()
         ended.append(tiny.weights(run.model))
         losses.append(losses_of(run))
-    assert all(1e-3 < weight < 10 for weight in losses[0]["matching_weight"][4:])  # the cap is at work, and open
+    assert all(1e-4 < weight < 10 for weight in losses[0]["matching_weight"][4:])  # the cap is at work, and open
     assert losses[0] == losses[1]  # to the bit, for the scale is a power of two
     assert torch.equal(*ended)
