@@ -1,5 +1,6 @@
 """A hidden state as the features: read by a hook on the module that makes it, pooled to one row per example."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, cast
@@ -89,11 +90,10 @@ class HiddenState(FeatureReader):
     @contextmanager
     def cut(self) -> Iterator[None]:
         """Within this context, without gradient, the graph begins at the hidden state."""
-        called: list[nn.Module] = []
+        calls = itertools.count()
 
         def begin(module: nn.Module, args: Any, output: Any) -> Any:
-            called.append(module)
-            if len(called) != (self.which[0] or 0) + 1:
+            if next(calls) != (self.which[0] or 0):
                 return output
             torch.set_grad_enabled(True)
             if isinstance(output, Tensor):

@@ -143,9 +143,8 @@ def load_task(data: TaskArguments, seed: int) -> Task:
         mode = "L" if getattr(new_model().config, "num_channels", 3) == 1 else "RGB"
         collator = _Collator(kind, processor, columns[0], mode, data.max_seconds)
     dataset_name = data.dataset_name or Path(data.train_file or "").stem
-    files = [
-        path for path in (data.train_file, data.validation_file) if path and Path(path).is_file()
-    ]  # not an address
+    named = [path for path in (data.train_file, data.validation_file) if path]
+    files = [path for path in named if Path(path).is_file()]  # the others are addresses
     source = asdict(data) | {path: _digest(path) for path in files}
     name = data.model_name_or_path
     return Task(kind, train, test, names, processor, collator, new_model, name, dataset_name, source)

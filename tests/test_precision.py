@@ -71,7 +71,7 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(tmp_path, scope):
     for scale in (None, 2.0**14):
         torch.manual_seed(0)
         model = tiny.bert()
-        options = {"optim": "sgd", "learning_rate": 0.2, "max_steps": 8, "max_grad_norm": 0.0, "logging_steps": 1}
+        options = {"optim": "sgd", "learning_rate": 0.2, "max_steps": 9, "max_grad_norm": 0.0, "logging_steps": 1}
         options |= {"matching_weight": 50.0, "matching_scope": scope, "gradient_accumulation_steps": 2}
         run = tiny.trainer(tmp_path, model, tiny.guessed(model, tiny.texts()), **options)
         if scale is not None:
@@ -79,6 +79,6 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(tmp_path, scope):
         run.train()
         ended.append(tiny.weights(run.model))
         losses.append(losses_of(run))
-    assert all(1e-4 < weight < 10 for weight in losses[0]["matching_weight"][4:])  # the cap is at work, and open
+    assert all(1e-3 < weight < 10 for weight in losses[0]["matching_weight"][5:])  # the cap is at work, and open
     assert losses[0] == losses[1]  # to the bit, for the scale is a power of two
     assert torch.equal(*ended)
