@@ -176,11 +176,18 @@ def load_splits(data: DataArguments) -> DatasetDict:
     splits = DatasetDict({split: text_and_label(found[split], data, split) for split in names})
     classes = splits["train"].features["label"]
     if not isinstance(classes, ClassLabel):
-        classes = ClassLabel(names=[str(name) for name in sorted(splits["train"].unique("label"))])
+        classes = class_names(splits["train"])
     for split, rows in splits.items():
         if "label" in rows.column_names and not isinstance(rows.features["label"], ClassLabel):
             splits[split] = rows.cast_column("label", Value("string")).cast_column("label", classes)
     return splits
+
+
+def class_names(train: Dataset) -> ClassLabel:
+    """The classes of the training rows in the order of their values, so that 10 comes after 9."""
+    values = train.unique("label")
+    names = train.cast_column("label", Value("string")).unique("label")  # of True, too, as a cast will write it
+    return ClassLabel(names=[name for _, name in sorted(zip(values, names, strict=True))])
 
 
 def text_and_label(rows: Dataset, data: DataArguments, split: str) -> Dataset:
@@ -189,6 +196,10 @@ def text_and_label(rows: Dataset, data: DataArguments, split: str) -> Dataset:
     missing = [column for column in columns if column not in rows.column_names]
     if missing and (split != "test" or data.text_column in missing):
         raise ValueError(f"no column {missing[0]!r} in the {split} data; it has {', '.join(rows.column_names)}")
+    unlabelled = 0 if missing else rows[data.label_column][:].count(None)
+    if unlabelled and split != "test":
+        raise ValueError(f"{unlabelled} of the {len(rows)} {split} rows have no label; take them out, or label them")
+    missing += [data.label_column] * bool(unlabelled)
     rows = rows.select_columns([column for column in columns if column not in missing])
     return rows.rename_columns({old: new for old, new in columns.items() if old != new and old not in missing})
 

@@ -1,22 +1,18 @@
-"""The matching of a training run: which loss it takes, what is checked before, and what happens in a step."""
+"""The matching of a training run: which loss it takes, and what happens in a step."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import BatchGatherer, RanksDisagreeError, gather_numbers, sum_over_ranks
 from itra_hf.guards import CollapseWatch, capped_weight
-from itra_hf.labels import LABEL_COLUMNS, LabelKind, label_column, label_kind
+from itra_hf.labels import LabelKind
 from itra_hf.losses import LOSSES
 from itra_hf.pairing import split_pair
 from itra_hf.reader import FeatureReader
-
-if TYPE_CHECKING:
-    from itra_hf.trainer import ITRATrainer
 
 MatchingLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -172,68 +168,3 @@ def _join(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The two mini-batches of several ranks' interleaved batches."""
     sources, targets = zip(*map(split_pair, batches), strict=True)
     return torch.cat(sources), torch.cat(targets)
-
-
-def check_setup(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
-    """Refuse, before anything runs, what no matching can be done with.
-
-    Raises:
-        ValueError: with the value and the way out.
-    """
-    if trainer.args.n_gpu > 1:
-        raise ValueError(
-            f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
-            "the script with `accelerate launch`, or make one device visible"
-        )
-    rows = trainer.args.per_device_train_batch_size
-    whole_step = args.matching_scope == "optimizer_step"
-    if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
-        raise ValueError(
-            f"per_device_train_batch_size={rows} leaves no pair to match; take at least 2, or accumulate gradients "
-            "with matching_scope='optimizer_step', or take matching='none'"
-        )
-    if whole_step and trainer.args.torch_compile:
-        raise ValueError(
-            "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
-            "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
-        )
-    if trainer.args.torch_compile and args.feature_layer != "head" and args.matching_max_grad_ratio is not None:
-        raise ValueError(
-            f"a compiled model hides the task's gradient at a hidden state (feature_layer={args.feature_layer!r}), so "
-            "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
-            "or matching_max_grad_ratio=None"
-        )
-    if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
-        _check_deepspeed(trainer)
-    if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
-        raise ValueError(
-            "train_sampling_strategy='batch_rebalance' makes its own batches, which pairing='class' cannot keep; "
-            "take pairing='random' or another strategy"
-        )
-    if trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
-        _check_labels(trainer, args, model)
-
-
-def _check_deepspeed(trainer: "ITRATrainer") -> None:
-    """Refuse what hides the task's gradient from the cap under DeepSpeed."""
-    way_out = "set matching_max_grad_ratio=None and a small matching_weight, or train with DDP or FSDP2"
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(f"DeepSpeed's ZeRO stage 3 shards the head's weight, which the cap needs; {way_out}")
-    if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
-        raise ValueError(
-            "under DeepSpeed the cap knows the loss that transformers takes of the logits, but not label smoothing or "
-            f"compute_loss_func; {way_out}"
-        )
-
-
-def _check_labels(trainer: "ITRATrainer", args: MatchingArguments, model: nn.Module) -> None:
-    """Refuse a form that the training set's labels, as far as they can be read at once, do not serve."""
-    columns = getattr(trainer.train_dataset, "column_names", None)
-    if trainer.args.remove_unused_columns and columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
-        raise ValueError(
-            f"matching={args.matching!r} needs labels, but the training set has only the columns {columns}; "
-            "name one 'labels', or take matching='marginal'"
-        )
-    values = label_column(trainer.train_dataset)
-    if values is not None and values.dtype.kind in "iufb":
-        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), model))

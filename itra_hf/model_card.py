@@ -6,22 +6,20 @@ import re
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
+from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer, make_markdown_table
 from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_peft_available
 
-from itra_hf.config import MatchingArguments, public_arguments
+from itra_hf.config import MatchingArguments, matching_arguments, public_arguments
 
 if is_peft_available():
     import peft
-
-if TYPE_CHECKING:
-    from itra_hf.trainer import ITRATrainer
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURE = "features.png"
@@ -59,13 +57,14 @@ base = {auto}.from_pretrained("{base}", num_labels={num_labels})
 model = PeftModel.from_pretrained(base, "OWNER/{name}")"""
 
 
-def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = None) -> None:
+def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, dataset: Any = None) -> None:
     """Write the card of a trained model over the one that Trainer has written, whose metadata it keeps.
 
     No token, no user's name and no path of this machine gets into it.
 
     Args:
         trainer: after training; its folder holds Trainer's `README.md`, and perhaps a picture `features.png`.
+        form: of the matching loss, `"auto"` where none was chosen yet; None for a loss of the author's.
         tasks: the task of the Hub; by default that of the model's class.
         dataset: the names of the data sets, as Trainer's `create_model_card` takes them.
     """
@@ -78,6 +77,7 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
     datasets = [public_name(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
     log = _log_of_saved_model(trainer)
     data = _metadata(old.data, name, task, datasets, _last_scores(log))
+    matching = matching_arguments(trainer.args)
     packages = ("itra_hf", "transformers", "torch", "datasets")
     card = ModelCard.from_template(
         data,
@@ -90,9 +90,9 @@ def write_model_card(trainer: "ITRATrainer", tasks: Any = None, dataset: Any = N
         metrics={metric: f"{value:.4f}" for metric, value in _last_scores(log).items()},
         usage=_usage(model, network, task, name, data.base_model),
         library="transformers" if model is network else "peft",
-        options={field.name: getattr(trainer.matching_args, field.name) for field in fields(MatchingArguments)}
-        | {"matching": _form(trainer)},
-        own_loss=trainer.matching_loss is not None,
+        options={field.name: getattr(matching, field.name) for field in fields(MatchingArguments)}
+        | {"matching": _form(matching, form)},
+        own_loss=form is None,
         compactness=_compactness(log),
         picture=PICTURE if path.with_name(PICTURE).exists() else None,
         hyperparameters=_hyperparameters(trainer),
@@ -166,7 +166,7 @@ def _origin(base: str | None, network: nn.Module) -> str:
     return "fine-tuned, from a model on the author's disk," if local else "trained from scratch"
 
 
-def _data(trainer: "ITRATrainer", names: list[str]) -> str:
+def _data(trainer: Trainer, names: list[str]) -> str:
     """The data sets, and the rows of each part."""
     counts = [
         f"{len(rows):,} rows {purpose}"
@@ -177,15 +177,14 @@ def _data(trainer: "ITRATrainer", names: list[str]) -> str:
     return f"{where} ({', '.join(counts)})" if counts else where
 
 
-def _form(trainer: "ITRATrainer") -> str:
-    """What was matched by."""
-    if trainer.matching_loss is not None:
+def _form(args: MatchingArguments, form: str | None) -> str:
+    """What was matched by, as the table of the options tells it."""
+    if form is None:
         return "matching_loss, a function of the author's"
-    form = trainer.matching_args.matching
-    return f"{trainer.matching_form} (auto)" if form == "auto" and trainer.matching_form else form
+    return f"{form} (auto)" if args.matching == "auto" != form else form
 
 
-def _hyperparameters(trainer: "ITRATrainer") -> dict[str, Any]:
+def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
     """Those that Trainer's card names."""
     found: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
     return found | {"optimizer": getattr(trainer.args.optim, "value", trainer.args.optim)}
@@ -202,7 +201,7 @@ def _scores(entry: dict[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_"): float(value) for key, value in numbers.items() if is_score(key)}
 
 
-def _log_of_saved_model(trainer: "ITRATrainer") -> list[dict[str, Any]]:
+def _log_of_saved_model(trainer: Trainer) -> list[dict[str, Any]]:
     """The log; where training has loaded the best checkpoint, without what was logged of the steps after that."""
     log, best = trainer.state.log_history, trainer.state.best_global_step
     if not trainer.args.load_best_model_at_end or best is None:

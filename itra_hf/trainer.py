@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from itra_hf.config import MatchingArguments, matching_arguments
@@ -16,13 +15,14 @@ from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 from itra_hf.grad_cache import CachedStep, cache_gradients
 from itra_hf.gradients import cap_measures
-from itra_hf.guards import ramp, share_for_rows
+from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
-from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, check_setup, choose_form, choose_matching_loss
+from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.pairing import ClassPairedSampler
 from itra_hf.reader import FeatureReader
+from itra_hf.run_setup import check_setup, matching_share
 from itra_hf.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
@@ -113,7 +113,7 @@ class ITRATrainer(SavingTrainer):
         if self.matching_is_on and self.matching_args.feature_layer == "head" and not head_candidates(self._network):
             self._refuse(f"{type(self.model).__name__} has no linear classification head")
         if self.matching_is_on:
-            check_setup(self, self.matching_args, self._network)
+            check_setup(self, self._network, self.matching_loss is not None)
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback as Trainer does; its constructor, too, comes by here once it has taken the user's."""
@@ -132,16 +132,6 @@ class ITRATrainer(SavingTrainer):
         """Whether training matches features, because it was asked for and this model can."""
         args = self.matching_args
         return args.matching != "none" and args.matching_weight > 0 and not self._cannot_match
-
-    @property
-    def matching_share(self) -> float:
-        """The share of `matching_weight` that the rows and epochs of this run leave; known once training has begun.
-
-        Less than an epoch, or a training set without length, counts as one epoch of the rows of all steps.
-        """
-        planned = self.state.max_steps * self.get_total_train_batch_size(self.args)
-        rows = min(len(self.train_dataset), planned) if has_length(self.train_dataset) else planned
-        return share_for_rows(rows, planned / rows, self.matching_args.matching_full_weight_rows)
 
     @property
     def _network(self) -> nn.Module:
@@ -247,7 +237,7 @@ class ITRATrainer(SavingTrainer):
     def _ramped_weight(self) -> float:
         args, state = self.matching_args, self.state
         ramped = ramp(state.global_step, state.max_steps, args.matching_warmup_ratio)
-        return args.matching_weight * self.matching_share * ramped
+        return args.matching_weight * matching_share(self) * ramped
 
     def _loss_scale(self) -> Tensor | float:
         """What the gradient scaler multiplies the loss with."""
@@ -312,7 +302,8 @@ class ITRATrainer(SavingTrainer):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self.matching_is_on:
             given = signature(super().create_model_card).bind(*args, **kwargs).arguments
-            write_model_card(self, given.get("tasks"), given.get("dataset"))
+            form = None if self.matching_loss is not None else self.matching_form or self.matching_args.matching
+            write_model_card(self, form, given.get("tasks"), given.get("dataset"))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         by_class = self.matching_args.pairing == "class" and self.args.train_sampling_strategy == "random"

@@ -258,6 +258,22 @@ class TestTextClassification:
         assert train.features["label"].names == ["1", "2", "10"]
         assert train["label"][:] == [1, 2, 0]
 
+    def test_truth_values_are_classes(self, texts, options, tmp_path):
+        path = tmp_path / "truth.csv"
+        path.write_text("utterance,intent\nit is,True\nis it,False\nit,True\n")
+        _, data_args, _ = texts.parse(flags(options | {"train_file": path, "validation_file": path}))
+        train = texts.load_splits(data_args)["train"]
+        assert [train.features["label"].int2str(label) for label in train["label"][:]] == ["true", "false", "true"]
+
+    def test_missing_labels_are_an_error_but_for_a_test_split(self, texts, options, tmp_path):
+        path = tmp_path / "gaps.jsonl"
+        path.write_text('{"utterance": "it is", "intent": "praise"}\n{"utterance": "is it", "intent": null}\n')
+        data_args = texts.parse(flags(options | {"test_file": path}))[1]
+        assert texts.load_splits(data_args)["test"].column_names == ["text"]
+        for split in ("train", "validation"):
+            with pytest.raises(ValueError, match=f"1 of the 2 {split} rows have no label; take them out"):
+                texts.load_splits(texts.parse(flags(options | {f"{split}_file": path}))[1])
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

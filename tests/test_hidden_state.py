@@ -57,7 +57,7 @@ def test_trains_with_a_hidden_state_and_gradient_checkpointing(tmp_path, checkpo
         options = {"feature_layer": 1, "gradient_checkpointing": on, "logging_steps": 1, "learning_rate": 1e-2}
         run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), **options)
         run.train()
-        logs.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+        logs.append(tiny.logs_of(run, "loss"))
     assert logs[0] == pytest.approx(logs[1], rel=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_a_compiled_model_has_no_cap_at_a_hidden_state(tmp_path):
         options |= {"torch_compile_backend": backend, "matching_max_grad_ratio": None, "matching_weight": 0.01}
         run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), **options)
         run.train()
-        losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+        losses.append(tiny.logs_of(run, "loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

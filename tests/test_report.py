@@ -18,12 +18,12 @@ from sklearn.decomposition import PCA
 
 from itra_hf import report
 from itra_hf.diagnostics import ITRADiagnosticsCallback, compactness
-from itra_hf.diagnostics.saved import SavedRun
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import difference_picture
 from itra_hf.report.maps import both_maps, class_styles, feature_maps, principal_axes
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run, class_scatters
+from itra_hf.saved_run import SavedRun
 
 MEASURES = ("compactness", "gradient_scatter", "over_adaptation")
 

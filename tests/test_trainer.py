@@ -30,10 +30,6 @@ from itra_hf.pairing import split_pair
 NO_GUARDS = {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None}
 
 
-def logs_of(trainer, key):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
-
-
 def without_times(history):
     return [
         {key: value for key, value in entry.items() if "runtime" not in key and "second" not in key}
@@ -71,9 +67,9 @@ def test_eval_loss_is_the_task_loss_and_leaves_the_logs_alone(tmp_path):
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), eval_strategy="steps", eval_steps=1, logging_steps=2)
     run.train()
     plain = tiny.trainer(tmp_path, run.model, tiny.texts(), Trainer).evaluate()["eval_loss"]
-    assert logs_of(run, "eval_loss")[-1] == plain  # evaluated while training
+    assert tiny.logs_of(run, "eval_loss")[-1] == plain  # evaluated while training
     assert run.evaluate()["eval_loss"] == plain
-    assert len(logs_of(run, "task_loss")) == 2
+    assert len(tiny.logs_of(run, "task_loss")) == 2
     assert not any("matching_loss" in entry for entry in run.state.log_history if "eval_loss" in entry)
 
 
@@ -95,7 +91,7 @@ def test_plain_training_arguments_mean_the_defaults(tmp_path):
         assert run.args is args
         runs.append(run)
     assert torch.equal(tiny.weights(runs[0].model), tiny.weights(runs[1].model))
-    assert logs_of(runs[0], "matching_loss")
+    assert tiny.logs_of(runs[0], "matching_loss")
 
 
 def test_no_hook_is_left_behind(tmp_path):
@@ -242,36 +238,15 @@ def test_label_smoothing_and_compute_loss_func_keep_their_task_loss(tmp_path):
             options = {"train_sampling_strategy": "sequential", "max_steps": 1, "logging_steps": 1, **changes}
             run = tiny.trainer(tmp_path, tiny.bert(0.0), tiny.texts(), cls, keywords=keywords, **options)
             run.train()
-            losses.append(logs_of(run, "loss" if cls is Trainer else "task_loss")[0])
+            losses.append(tiny.logs_of(run, "loss" if cls is Trainer else "task_loss")[0])
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("rows", "changes", "whole"),
-    [
-        (tiny.vectors(48), {"max_steps": 12}, 24),
-        (tiny.vectors(48), {"max_steps": 3}, 24),
-        (tiny.vectors(48), {"max_steps": 6, "gradient_accumulation_steps": 2}, 24),
-        (tiny.vectors(48), {"max_steps": -1, "num_train_epochs": 3.0}, 16),
-        (tiny.Stream(tiny.vectors(48)), {"max_steps": 4}, 32),
-    ],
-    ids=["two epochs", "half an epoch", "accumulated", "epochs asked for", "stream, one epoch of 4 x 8 rows"],
-)
-def test_beyond_the_rows_of_full_weight_for_an_epoch_the_weight_falls_as_one_over_rows(tmp_path, rows, changes, whole):
-    options = {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "logging_steps": 1} | changes
-    for full, expected in ((whole, 0.5), (whole + 1, 0.5), (whole // 4, 0.125)):
-        trainer = tiny.trainer(
-            tmp_path, tiny.Mlp(), rows, matching_weight=0.5, matching_full_weight_rows=full, **options
-        )
-        trainer.train()
-        assert logs_of(trainer, "matching_weight") == pytest.approx([expected] * trainer.state.global_step)
 
 
 def test_the_ramp_raises_the_weight_step_by_step(tmp_path):
     options = {"max_steps": 10, "logging_steps": 1, "matching_warmup_ratio": 0.5, "matching_max_grad_ratio": None}
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), matching_weight=2.0, **options)
     run.train()
-    assert logs_of(run, "matching_weight") == pytest.approx([0, 0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 2])
+    assert tiny.logs_of(run, "matching_weight") == pytest.approx([0, 0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 2])
 
 
 @pytest.mark.parametrize(
@@ -349,7 +324,7 @@ def test_a_compiled_model_is_capped_as_an_eager_one(tmp_path, make, keywords):
         run = tiny.trainer(tmp_path, model, rows, **options)
         assert run.args.torch_compile == (backend is not None)
         run.train()
-        results.append((logs_of(run, "matching_weight"), tiny.weights(run.model)))
+        results.append((tiny.logs_of(run, "matching_weight"), tiny.weights(run.model)))
     assert 0 < max(results[0][0]) < 1  # the cap holds
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
@@ -375,7 +350,7 @@ def test_auto_takes_the_form_that_fits_the_labels(tmp_path):
         for matching in ("auto", form):
             run = tiny.trainer(tmp_path, copy.deepcopy(model), rows, matching=matching, **options)
             run.train()
-            losses.append(logs_of(run, "matching_loss"))
+            losses.append(tiny.logs_of(run, "matching_loss"))
         assert losses[0] == losses[1]
         assert losses[0][0] > 0
 
@@ -391,7 +366,7 @@ def test_a_users_matching_loss_gets_the_pair_with_its_labels(tmp_path):
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), keywords={"matching_loss": distance_of_means}, **options)
     run.train()
     assert seen[0] == ((4, 16), (3, 16), [0, 2, 1, 0], [1, 0, 2])
-    assert logs_of(run, "matching_loss")
+    assert tiny.logs_of(run, "matching_loss")
 
 
 def test_a_matching_loss_that_is_no_scalar_is_refused(tmp_path):
@@ -406,8 +381,8 @@ def test_an_odd_batch_and_a_last_batch_of_one_row_work(tmp_path):
         tmp_path, tiny.bert(), tiny.texts(13), per_device_train_batch_size=3, logging_steps=1, max_steps=10
     )
     run.train()
-    assert all(value >= 0 for value in logs_of(run, "matching_loss"))
-    assert len(logs_of(run, "matching_loss")) == 10
+    assert all(value >= 0 for value in tiny.logs_of(run, "matching_loss"))
+    assert len(tiny.logs_of(run, "matching_loss")) == 10
 
 
 def test_batches_are_paired_by_class_where_labels_are_known(tmp_path):
@@ -432,7 +407,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, at):
     resumed = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
     assert torch.equal(tiny.weights(whole.model), tiny.weights(resumed.model))
-    assert logs_of(whole, "matching_loss") == logs_of(resumed, "matching_loss")
+    assert tiny.logs_of(whole, "matching_loss") == tiny.logs_of(resumed, "matching_loss")
 
 
 @pytest.mark.parametrize("logging_steps", [1, 500])  # of a shorter run Trainer logs no loss but that of the whole
@@ -461,9 +436,9 @@ def test_real_encoder_trains_for_a_few_steps(tmp_path):
     options = {"max_steps": 6, "logging_steps": 3, "learning_rate": 5e-5}
     run = tiny.trainer(tmp_path, model, rows, keywords={"processing_class": tokenizer}, **options)
     run.train()
-    first, last = logs_of(run, "task_loss")
+    first, last = tiny.logs_of(run, "task_loss")
     assert last < first
-    assert all(0 < value < 2 for value in logs_of(run, "matching_loss"))
+    assert all(0 < value < 2 for value in tiny.logs_of(run, "matching_loss"))
 
 
 # ---- what cannot be had
@@ -508,39 +483,6 @@ def test_a_form_asked_for_without_a_head_is_an_error(tmp_path):
         tiny.trainer(tmp_path, model, tiny.texts(), matching="marginal")
 
 
-@pytest.mark.parametrize("matching", ["class_conditional", "joint"])
-def test_missing_labels_are_an_error_at_construction(tmp_path, matching):
-    import datasets
-
-    rows = datasets.Dataset.from_list([{"input_ids": [1, 2]}] * 8)
-    with pytest.raises(ValueError, match=f"matching='{matching}'.*input_ids.*marginal"):
-        tiny.trainer(tmp_path, tiny.bert(), rows, matching=matching)
-
-
-@pytest.mark.parametrize(
-    ("config", "label", "names"),
-    [({"num_labels": 1}, 0.5, "targets"), ({}, [1.0, 0.0, 1.0], "vectors")],
-)
-def test_class_conditional_refuses_labels_that_are_no_classes(tmp_path, config, label, names):
-    rows = [row | {"labels": label} for row in tiny.texts()]
-    with pytest.raises(ValueError, match=f"class_conditional.*{names}.*joint"):
-        tiny.trainer(tmp_path, tiny.bert(**config), rows, matching="class_conditional")
-
-
-def test_labels_that_the_collator_makes_serve_a_form_that_was_asked_for(tmp_path):
-    import datasets
-
-    rows = datasets.Dataset.from_list([{"x": row["x"].tolist(), "fine": row["labels"]} for row in tiny.vectors()])
-
-    def collate(rows):
-        return {"x": torch.tensor([row["x"] for row in rows]), "labels": torch.tensor([row["fine"] for row in rows])}
-
-    options = {"matching": "class_conditional", "remove_unused_columns": False, "logging_steps": 1}
-    run = tiny.trainer(tmp_path, tiny.Mlp(), rows, keywords={"data_collator": collate}, **options)
-    run.train()
-    assert any(logs_of(run, "matching_loss"))
-
-
 def test_labels_of_another_number_than_the_rows_are_an_error(tmp_path):
     class Forgetful(ITRATrainer):
         def get_train_labels(self, train_dataset):
@@ -549,22 +491,3 @@ def test_labels_of_another_number_than_the_rows_are_an_error(tmp_path):
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(48), Forgetful)
     with pytest.raises(ValueError, match="10 labels for 48 training rows"):
         run.train()
-
-
-def test_a_batch_size_below_two_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"per_device_train_batch_size=1.*at least 2"):
-        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), per_device_train_batch_size=1)
-
-
-def test_data_parallel_is_refused(tmp_path):
-    args = tiny.ITRAConfig(**tiny.options(tmp_path))
-    args._n_gpu = 2
-    with pytest.raises(ValueError, match=r"2 devices.*accelerate launch"):
-        ITRATrainer(tiny.bert(), args, train_dataset=tiny.texts())
-
-
-def test_rebalanced_batches_are_refused_with_class_pairing_only(tmp_path):
-    options = {"train_sampling_strategy": "batch_rebalance"}
-    with pytest.raises(ValueError, match=r"batch_rebalance.*pairing='random'"):
-        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), **options)
-    tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), pairing="random", **options).train()

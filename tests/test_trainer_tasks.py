@@ -26,12 +26,8 @@ from itra_hf.features import extract_features
 from itra_hf.pairing import split_pair
 
 
-def logs_of(trainer, key):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
-
-
 def assert_matched(trainer):
-    values = logs_of(trainer, "matching_loss")
+    values = tiny.logs_of(trainer, "matching_loss")
     assert values
     assert all(value > 0 for value in values)
 
@@ -171,7 +167,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_made_smaller(tmp_path):
     given.train()
     assert_matched(given)
     for name in ("loss", "task_loss", "matching_loss", "matching_weight"):
-        assert logs_of(found, name) == logs_of(given, name), name
+        assert tiny.logs_of(found, name) == tiny.logs_of(given, name), name
     assert torch.equal(tiny.weights(found.model), tiny.weights(given.model))
 
 
@@ -195,7 +191,7 @@ def test_searches_for_its_weight_with_optuna(tmp_path, start):
     assert all(entry["matching_loss"] > 0 for entry in trials[2.0])
     plain = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), Trainer, eval_strategy="steps")
     plain.train()
-    assert [entry["loss"] for entry in trials[0.0]] == logs_of(plain, "loss")
+    assert [entry["loss"] for entry in trials[0.0]] == tiny.logs_of(plain, "loss")
     assert not any("matching_loss" in entry for entry in trials[0.0])
 
 
@@ -226,8 +222,8 @@ def test_regression_and_multi_label_are_matched_jointly_with_their_labels(tmp_pa
     expected = reference.joint(source, target, ys, yt, kernel=kernel)
     run = tiny.trainer(tmp_path, model, rows, max_steps=1, logging_steps=1, **IN_ORDER)
     run.train()
-    assert logs_of(run, "matching_loss") == [pytest.approx(expected.item(), rel=1e-4)]
-    assert logs_of(run, "task_loss") == [pytest.approx(task, rel=1e-5)]
+    assert tiny.logs_of(run, "matching_loss") == [pytest.approx(expected.item(), rel=1e-4)]
+    assert tiny.logs_of(run, "task_loss") == [pytest.approx(task, rel=1e-5)]
 
 
 def test_token_classification_trains_as_under_trainer_and_a_form_asked_for_is_refused(tmp_path):
@@ -259,7 +255,7 @@ def test_bfloat16_autocast_stays_close_to_float32(tmp_path):
     for bf16 in (False, True):
         run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), bf16=bf16, max_steps=10, logging_steps=5)
         run.train()
-        losses.append(logs_of(run, "matching_loss"))
+        losses.append(tiny.logs_of(run, "matching_loss"))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
@@ -282,7 +278,7 @@ def test_twenty_compiled_steps_have_the_losses_of_eager_ones_in_one_graph(tmp_pa
         run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(48), torch_compile=compiled, **options)
         torch._dynamo.utils.counters.clear()
         run.train()
-        losses.append([logs_of(run, key) for key in ("task_loss", "matching_loss", "matching_weight")])
+        losses.append([tiny.logs_of(run, key) for key in ("task_loss", "matching_loss", "matching_weight")])
     assert run.args.torch_compile_backend == "inductor"
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the evaluation runs uncompiled
     assert not torch._dynamo.utils.counters["graph_break"]

@@ -141,6 +141,10 @@ def trainer(
     return cls(model, args, train_dataset=rows, eval_dataset=rows, **(keywords or {}))
 
 
+def logs_of(trainer: Trainer, key: str) -> list[Any]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
 def weights(model: nn.Module) -> Tensor:
     """All parameters and buffers in one vector of float64."""
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])

@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from itra_hf.checkpoints import STATE
 from itra_hf.diagnostics.probe import Probe, Rows
-from itra_hf.diagnostics.saved import SavedRun
 from itra_hf.distributed import sum_over_ranks
+from itra_hf.saved_run import SavedRun
 
 logger = logging.get_logger(__name__)
 

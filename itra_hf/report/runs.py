@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from itra_hf.checkpoints import STATE, last_whole_checkpoint
-from itra_hf.diagnostics.saved import SavedRun
+from itra_hf.saved_run import SavedRun
 
 Series = tuple[list[int], list[float]]  # steps and values
 

@@ -3,16 +3,14 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import Trainer
 
 from itra_hf.config import MatchingArguments, matching_arguments, public_arguments
-
-if TYPE_CHECKING:
-    from itra_hf.trainer import ITRATrainer
+from itra_hf.run_setup import matching_share
 
 FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
 
@@ -69,7 +67,7 @@ class SavedRun:
         values = {name: value for name, value in values.items() if name not in ours} | {"processes": args.world_size}
         state: dict[str, Any] = {"steps": trainer.state.global_step, "planned_steps": trainer.state.max_steps}
         if any("matching_loss" in entry for entry in trainer.state.log_history):
-            state["matching_share"] = cast("ITRATrainer", trainer).matching_share
+            state["matching_share"] = matching_share(trainer)
             values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}

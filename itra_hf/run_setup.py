@@ -1,0 +1,93 @@
+"""What the setup of a run means for its matching: what is refused, and the share of the weight that its rows leave."""
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import has_length
+
+from itra_hf.config import MatchingArguments, matching_arguments
+from itra_hf.guards import share_for_rows
+from itra_hf.labels import LABEL_COLUMNS, label_column, label_kind
+from itra_hf.matching import choose_matching_loss
+
+
+def matching_share(trainer: Trainer) -> float:
+    """The share of `matching_weight` that the rows and epochs of a run leave; known once training has begun.
+
+    Less than an epoch, or a training set without length, counts as one epoch of the rows of all steps.
+    """
+    planned = trainer.state.max_steps * trainer.get_total_train_batch_size(trainer.args)
+    rows = min(len(trainer.train_dataset), planned) if has_length(trainer.train_dataset) else planned
+    return share_for_rows(rows, planned / rows, matching_arguments(trainer.args).matching_full_weight_rows)
+
+
+def check_setup(trainer: Trainer, model: nn.Module, own_loss: bool) -> None:
+    """Refuse, before anything runs, what no matching can be done with.
+
+    Args:
+        trainer: as its constructor leaves it.
+        model: the one it trains.
+        own_loss: whether a loss of the user's matches, which takes any labels.
+
+    Raises:
+        ValueError: with the value and the way out.
+    """
+    args = matching_arguments(trainer.args)
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
+            "the script with `accelerate launch`, or make one device visible"
+        )
+    rows = trainer.args.per_device_train_batch_size
+    whole_step = args.matching_scope == "optimizer_step"
+    if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
+        raise ValueError(
+            f"per_device_train_batch_size={rows} leaves no pair to match; take at least 2, or accumulate gradients "
+            "with matching_scope='optimizer_step', or take matching='none'"
+        )
+    if whole_step and trainer.args.torch_compile:
+        raise ValueError(
+            "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
+            "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
+        )
+    if trainer.args.torch_compile and args.feature_layer != "head" and args.matching_max_grad_ratio is not None:
+        raise ValueError(
+            f"a compiled model hides the task's gradient at a hidden state (feature_layer={args.feature_layer!r}), so "
+            "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
+            "or matching_max_grad_ratio=None"
+        )
+    if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
+        _check_deepspeed(trainer)
+    if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
+        raise ValueError(
+            "train_sampling_strategy='batch_rebalance' makes its own batches, which pairing='class' cannot keep; "
+            "take pairing='random' or another strategy"
+        )
+    if not own_loss and args.matching in ("class_conditional", "joint"):
+        _check_labels(trainer, args, model)
+
+
+def _check_deepspeed(trainer: Trainer) -> None:
+    """Refuse what hides the task's gradient from the cap under DeepSpeed."""
+    way_out = "set matching_max_grad_ratio=None and a small matching_weight, or train with DDP or FSDP2"
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(f"DeepSpeed's ZeRO stage 3 shards the head's weight, which the cap needs; {way_out}")
+    if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+        raise ValueError(
+            "under DeepSpeed the cap knows the loss that transformers takes of the logits, but not label smoothing or "
+            f"compute_loss_func; {way_out}"
+        )
+
+
+def _check_labels(trainer: Trainer, args: MatchingArguments, model: nn.Module) -> None:
+    """Refuse a form that the training set's labels, as far as they can be read at once, do not serve."""
+    columns = getattr(trainer.train_dataset, "column_names", None)
+    if trainer.args.remove_unused_columns and columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
+        raise ValueError(
+            f"matching={args.matching!r} needs labels, but the training set has only the columns {columns}; "
+            "name one 'labels', or take matching='marginal'"
+        )
+    values = label_column(trainer.train_dataset)
+    if values is not None and values.dtype.kind in "iufb":
+        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), model))
