@@ -56,11 +56,15 @@ def verdicts(results: Results) -> list[str]:
 
 
 def machines(results: Results) -> str:
-    """The machine of most tasks, then every other one with the tasks that ran on it."""
+    """The machine of most tasks, then every other one with the tasks, or their methods, that ran on it."""
     found: dict[str, list[str]] = defaultdict(list)
     for task, methods in results.items():
-        for name in sorted({row["machine"] for own in methods.values() for row in own.values()}):
-            found[name].append(task)
+        of_machine: dict[str, list[str]] = defaultdict(list)
+        for method, own in methods.items():
+            for name in {row["machine"] for row in own.values()}:
+                of_machine[name].append(method)
+        for name, there in of_machine.items():
+            found[name].append(task if len(there) == len(methods) else f"{task} ({', '.join(there)})")
     most, *others = sorted(found, key=lambda name: -len(found[name]))
     return "; ".join([most, *(f"{', '.join(found[name])} on {name}" for name in others)])
 
