@@ -96,7 +96,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| 4 / 0 / 0 | -10 % |" in text
     assert "- better: digits-100/cnn (+2.30)" in text
     assert "| dropout | 4 | 81.00 ± 0.00 | +1.00" in text
-    assert "ran with one thread a run on: an abacus." in text
+    assert "ran with one thread a process on: an abacus." in text
     assert "+2.30 points on average" in headline(current(results))
 
 
