@@ -14,17 +14,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from itra_hf.checkpoints import last_whole_checkpoint
-from itra_hf.config import PRIVATE, ITRAConfig, public_arguments
+from itra_hf.config import ITRAConfig
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import SIDES, judge, paired_differences
-from itra_hf.model_card import is_score, public_name
+from itra_hf.public import PRIVATE, public_arguments, public_name
+from itra_hf.scores import is_score
 from itra_hf.tasks import Task
 from itra_hf.trainer import ITRATrainer
 
 TRAINERS: dict[str, type[Trainer]] = dict(zip(SIDES, (Trainer, ITRATrainer), strict=True))
 RUNS, RESULT, SETTINGS = "runs.jsonl", "comparison.json", "settings.json"
 FALLING = ("loss", "mse", "scatter_ratio")  # the scores of which less is better
-# Options of TrainingArguments that change no run, beside those that `config.PRIVATE` names.
+# Options of TrainingArguments that change no run, beside those that `PRIVATE` names.
 HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_", "resume_from")
 
 

@@ -1,8 +1,7 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import TrainingArguments
 
@@ -12,8 +11,6 @@ MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
 POOLINGS = ("auto", "first", "last", "mean")
 SCOPES = ("micro_batch", "optimizer_step")
-PUBLIC = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")  # texts and tables that hold no secret
-PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin_memory")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -186,24 +183,3 @@ def matching_arguments(args: TrainingArguments) -> MatchingArguments:
         return args
     names = {option.name for option in fields(MatchingArguments)}
     return MatchingArguments(**{name: value for name, value in vars(args).items() if name in names})
-
-
-def public_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that tell how to repeat a run: what differs from its default, and the seed.
-
-    Texts of the author's own are left out, such as paths, names and tokens; so are options that change no weight.
-
-    Example:
-        >>> public_arguments(ITRAConfig("/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="secret"))
-        {'learning_rate': 0.001, 'seed': 42, 'matching': 'joint'}
-    """
-    ours = {option.name for option in fields(MatchingArguments)}
-    told = {}
-    for option in fields(ITRAConfig):
-        value = getattr(args, option.name, option.default)
-        is_set = value != option.default and not (value is False and option.default is None)
-        is_public = option.init and not option.name.startswith(PRIVATE)
-        is_plain = isinstance(value, (bool, int, float, Enum)) or option.name in (*ours, *PUBLIC)
-        if option.name == "seed" or (is_set and is_public and is_plain):
-            told[option.name] = value.value if isinstance(value, Enum) else value
-    return told

@@ -1,7 +1,6 @@
 """The model card: what was trained on what, how, how well, and how to use and repeat it."""
 
 import math
-import os
 import re
 from dataclasses import fields
 from importlib.metadata import version
@@ -16,7 +15,9 @@ from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_peft_available
 
-from itra_hf.config import MatchingArguments, matching_arguments, public_arguments
+from itra_hf.config import MatchingArguments, matching_arguments
+from itra_hf.public import is_local, public_arguments, public_name
+from itra_hf.scores import last_scores, log_of_saved_model, scores_of
 
 if is_peft_available():
     import peft
@@ -42,9 +43,6 @@ TASKS: dict[str, tuple[str, Any, str]] = {
         "a text of yours",
     ),
 }
-NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed")
-MODES = ("mode_accuracy", "mode_chance", "mode_separation")
 
 PIPELINE = """from transformers import pipeline
 
@@ -75,8 +73,8 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
     name = next(iter(re.findall(r"^# (.+)$", old.text, re.MULTILINE)), path.resolve().parent.name)
     task = tasks if isinstance(tasks, str) else _task(network)
     datasets = [public_name(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
-    log = _log_of_saved_model(trainer)
-    data = _metadata(old.data, name, task, datasets, _last_scores(log))
+    log = log_of_saved_model(trainer)
+    data = _metadata(old.data, name, task, datasets, last_scores(log))
     matching = matching_arguments(trainer.args)
     packages = ("itra_hf", "transformers", "torch", "datasets")
     card = ModelCard.from_template(
@@ -87,7 +85,7 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         origin=_origin(data.base_model, network),
         data=_data(trainer, datasets or data.datasets or []),
         classes=_classes(network),
-        metrics={metric: f"{value:.4f}" for metric, value in _last_scores(log).items()},
+        metrics={metric: f"{value:.4f}" for metric, value in last_scores(log).items()},
         usage=_usage(model, network, task, name, data.base_model),
         library="transformers" if model is network else "peft",
         options={field.name: getattr(matching, field.name) for field in fields(MatchingArguments)}
@@ -106,10 +104,10 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
 
 def _metadata(data: ModelCardData, name: str, task: str | None, datasets: list[str], scores: dict[str, float]) -> Any:
     """Trainer's metadata without paths, with the tags and the results."""
-    if data.base_model is not None and _is_local(str(data.base_model)):
+    if data.base_model is not None and is_local(str(data.base_model)):
         data.base_model = None
-    data.datasets = [item for item in data.datasets or [] if item and not _is_local(item)] or None
-    public = [tag for tag in data.tags or [] if not tag.startswith("base_model:") or not _is_local(tag.split(":")[-1])]
+    data.datasets = [item for item in data.datasets or [] if item and not is_local(item)] or None
+    public = [tag for tag in data.tags or [] if not tag.startswith("base_model:") or not is_local(tag.split(":")[-1])]
     data.tags = list(dict.fromkeys([*public, "generated_from_trainer", "itra"]))
     data.pipeline_tag = data.pipeline_tag or task
     data.model_name = name
@@ -138,16 +136,6 @@ def _classes(network: nn.Module) -> str:
     if len(names) < 2 or names[0] == "LABEL_0":
         return ""
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-
-
-def _is_local(name: str) -> bool:
-    """Whether a name is a path of this machine, not a name on the Hub."""
-    return os.path.exists(name) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is None
-
-
-def public_name(name: str) -> str:
-    """The name of a model or a data set, of a path its last part alone."""
-    return Path(name).stem if os.path.exists(name) or os.path.isabs(name) else name
 
 
 def _task(network: nn.Module) -> str | None:
@@ -190,43 +178,13 @@ def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
     return found | {"optimizer": getattr(trainer.args.optim, "value", trainer.args.optim)}
 
 
-def is_score(key: str) -> bool:
-    """Whether a key of an evaluation's log is a score of the task."""
-    name = key.removeprefix("eval_")
-    return key.startswith("eval_") and not name.endswith(NO_METRICS + DIAGNOSTICS + MODES)
-
-
-def _scores(entry: dict[str, Any]) -> dict[str, float]:
-    numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
-    return {key.removeprefix("eval_"): float(value) for key, value in numbers.items() if is_score(key)}
-
-
-def _log_of_saved_model(trainer: Trainer) -> list[dict[str, Any]]:
-    """The log; where training has loaded the best checkpoint, without what was logged of the steps after that."""
-    log, best = trainer.state.log_history, trainer.state.best_global_step
-    if not trainer.args.load_best_model_at_end or best is None:
-        return log
-    ended = max((index for index, entry in enumerate(log) if "train_runtime" in entry), default=len(log))
-    return [entry for index, entry in enumerate(log) if index > ended or entry["step"] <= best]
-
-
-def _last_scores(log: list[dict[str, Any]]) -> dict[str, float]:
-    """The task's scores at the last step that was evaluated, of all evaluation sets."""
-    scored = [(entry["step"], scores) for entry in log if (scores := _scores(entry))]
-    found: dict[str, float] = {}
-    for step, scores in scored:
-        if step == scored[-1][0]:
-            found |= scores
-    return found
-
-
 def _history(log: list[dict[str, Any]]) -> str:
     """The evaluations of the training as a table; empty where there was but one."""
     rows: dict[int, dict[str, Any]] = {}
     loss: Any = "-"
     for entry in log:
         loss = entry.get("loss", loss)
-        if scores := _scores(entry):
+        if scores := scores_of(entry):
             when = {"step": entry["step"], "epoch": entry.get("epoch", 0.0), "training loss": loss}
             rows[entry["step"]] = when | {f"evaluation {name}": value for name, value in scores.items()}
     columns = [row.keys() for row in rows.values()]

@@ -6,7 +6,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from itra_hf import ITRAConfig
-from itra_hf.config import MATCHING_FORMS, MatchingArguments, public_arguments
+from itra_hf.config import MATCHING_FORMS, MatchingArguments
 from itra_hf.losses import LOSSES
 
 
@@ -76,10 +76,3 @@ def test_survives_pickling_and_goes_into_json(tmp_path):
     args = ITRAConfig(str(tmp_path), matching_weight=0.25)
     assert pickle.loads(pickle.dumps(args)).matching_weight == 0.25  # noqa: S301
     assert '"matching_weight": 0.25' in args.to_json_string()
-
-
-def test_the_arguments_that_repeat_a_run_hold_the_schedules_own_and_the_order_of_the_rows():
-    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
-    told = public_arguments(ITRAConfig("out", train_sampling_strategy="group_by_length", **schedule))
-    assert told["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
-    assert told["train_sampling_strategy"] == "group_by_length"

@@ -1,0 +1,46 @@
+"""What others may read of a run: its arguments and names, without a path of this machine, a user's name or a token."""
+
+import os
+import re
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from itra_hf.config import ITRAConfig, MatchingArguments
+
+PUBLIC = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")  # texts and tables that hold no secret
+PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin_memory")
+
+
+def public_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments that tell how to repeat a run: what differs from its default, and the seed.
+
+    Texts of the author's own are left out, such as paths, names and tokens; so are options that change no weight.
+
+    Example:
+        >>> public_arguments(ITRAConfig("/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="secret"))
+        {'learning_rate': 0.001, 'seed': 42, 'matching': 'joint'}
+    """
+    ours = {option.name for option in fields(MatchingArguments)}
+    told = {}
+    for option in fields(ITRAConfig):
+        value = getattr(args, option.name, option.default)
+        is_set = value != option.default and not (value is False and option.default is None)
+        is_public = option.init and not option.name.startswith(PRIVATE)
+        is_plain = isinstance(value, (bool, int, float, Enum)) or option.name in (*ours, *PUBLIC)
+        if option.name == "seed" or (is_set and is_public and is_plain):
+            told[option.name] = value.value if isinstance(value, Enum) else value
+    return told
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path of this machine, not a name on the Hub."""
+    return os.path.exists(name) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is None
+
+
+def public_name(name: str) -> str:
+    """The name of a model or a data set, of a path its last part alone."""
+    return Path(name).stem if os.path.exists(name) or os.path.isabs(name) else name
