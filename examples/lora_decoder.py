@@ -214,6 +214,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     predicted = trainer.predict(test, metric_key_prefix="eval")
     logits, scores = np.asarray(predicted.predictions), predicted.metrics or {}
+    trainer.log(scores)  # for the model card
     print(f"\nTest accuracy {scores['eval_accuracy']:.2%}, matching={args.matching!r}, seed {args.seed}")
 
     save(trainer, options)

@@ -91,7 +91,9 @@ def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
         values = read_options(argv[0])
         unknown = set(values) - {option.name for kind in kinds for option in fields(kind)}
         if unknown:
-            raise ValueError(f"{argv[0]} sets {', '.join(sorted(unknown))}, which is no option; see --help")
+            raise ValueError(
+                f"{argv[0]} sets {', '.join(sorted(unknown))}, which is no option that {command} takes from a file"
+            )
         parser.set_defaults(**values)
         argv = argv[1:]
     return tuple(parser.parse_args_into_dataclasses(argv))

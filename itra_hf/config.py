@@ -139,6 +139,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             of all steps. As many as the training set has switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
             the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
+            It needs `train_sampling_strategy="random"`, Trainer's default, and batches of an even number of rows.
         feature_layer: `"head"` (default) is the input of the classifier; an index takes that hidden state, 0 being the
             embeddings and -1 the last.
         feature_pooling: how a hidden state becomes one row per example: `"first"`, `"last"` or `"mean"` over the

@@ -27,18 +27,23 @@ class HeadNotFoundError(ValueError):
 
 
 def head_candidates(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config).
+    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config)."""
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    return [layer for layer in linear_layers(model) if num_labels in (None, layer.out_features)]
+
+
+def linear_layers(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers.
 
     A layer that an adapter wraps as its `base_layer` (PEFT's LoRA, IA3, ...) is represented by the adapter, whose
     output is what the model goes on with.
     """
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     wrappers = {
         child: module for module in model.modules() for name, child in module.named_children() if name == "base_layer"
     }
     candidates: list[nn.Module] = []
     for module in model.modules():
-        if isinstance(module, nn.Linear) and num_labels in (None, module.out_features):
+        if isinstance(module, nn.Linear):
             candidate: nn.Module = module
             while candidate in wrappers:
                 candidate = wrappers[candidate]
@@ -104,7 +109,8 @@ class HeadInput(FeatureReader):
             called.append(cast(nn.Linear, module))
             given.append(output)
 
-        handles = [linear.register_forward_hook(record) for linear in head_candidates(model)]
+        candidates = head_candidates(model) or linear_layers(model)  # a config may be that of the backbone alone
+        handles = [linear.register_forward_hook(record) for linear in candidates]
         try:
             with probing(model):
                 logits = logits_of(model(**inputs))

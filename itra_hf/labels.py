@@ -18,17 +18,19 @@ def label_kind(labels: Tensor, model: nn.Module) -> LabelKind:
 
     Args:
         labels: the labels of a batch, `[rows]` or `[rows, num_labels]`.
-        model: the model; its config's `problem_type` and `num_labels` decide first.
+        model: the model; its config's `problem_type` and `num_labels` decide first, where it has one.
 
     Returns:
-        `"targets"` for regression, `"classes"` for one integer a row, `"vectors"` for multi-label and soft labels,
-        `"tokens"` for integers by the token.
+        `"targets"` for regression and one decimal number a row, `"classes"` for one integer a row, `"vectors"` for
+        multi-label and soft labels, `"tokens"` for integers by the token.
     """
     config = getattr(model, "config", None)
     if getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", None) == 1:
         return "targets"
-    if labels.is_floating_point():
+    if getattr(config, "problem_type", None) == "multi_label_classification":
         return "vectors"
+    if labels.is_floating_point():
+        return "vectors" if labels.ndim > 1 and labels.shape[1] > 1 else "targets"
     return "classes" if labels.ndim == 1 else "tokens"
 
 

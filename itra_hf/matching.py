@@ -68,17 +68,29 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
         options["label_kernel"] = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}[str(kind)]
 
     def loss(source: Tensor, target: Tensor, source_labels: Tensor | None, target_labels: Tensor | None) -> Tensor:
-        if source_labels is None or target_labels is None:
-            raise ValueError(
-                f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
-                "label, or take matching='marginal'"
-            )
+        source_labels, target_labels = (_same_kind(labels, form, kind) for labels in (source_labels, target_labels))
         if form == "class_conditional":  # rows without a class, which the task's loss ignores, have no partner
             source_labels = source_labels.where(source_labels >= 0, -1)
             target_labels = target_labels.where(target_labels >= 0, -2)
         return LOSSES[form](source, target, source_labels, target_labels, **options)
 
     return loss
+
+
+def _same_kind(labels: Tensor | None, form: str, kind: LabelKind | None) -> Tensor:
+    """The labels of a batch, which are of the kind that the first batch held."""
+    if labels is None:
+        raise ValueError(
+            f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
+            "label, or take matching='marginal'"
+        )
+    is_class = labels.ndim == 1 and not labels.is_floating_point()
+    if (kind == "classes" and not is_class) or (kind == "vectors" and labels.ndim != 2):
+        raise ValueError(
+            f"matching={form!r} began with labels that are {kind}, and a batch holds {labels.dtype} of shape "
+            f"{tuple(labels.shape)}; let the collator give one kind, or take matching='marginal'"
+        )
+    return labels
 
 
 def agree_on_kind(kind: LabelKind | None, device: torch.device) -> None:

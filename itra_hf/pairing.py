@@ -75,7 +75,7 @@ class ClassPairedSampler(Sampler[int]):
 
     def order(self) -> np.ndarray:
         """The epoch's order of rows, `[n]` int64."""
-        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(2)
+        state = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(2)
         generator = torch.Generator().manual_seed(int(state.view(np.uint64)[0]) >> 1)
         rows = self._shuffled_classes(generator)
         left_over = rows[self._last_of_odd_classes]

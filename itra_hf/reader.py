@@ -1,9 +1,10 @@
 """What all features have in common: hooks that come and go, and forward passes that leave no trace."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, Self
 
 import torch
@@ -96,6 +97,31 @@ def probing(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class _GivenTo(Exception):  # noqa: N818  no error: it ends a call that has told enough
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        self.inputs = inputs
+
+
+def given_to(model: nn.Module, call: Callable[[], Any]) -> dict[str, Any] | None:
+    """What a call hands a model first, by the names of its parameters; None where the model is not reached.
+
+    The call ends there: the model is not run.
+    """
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _GivenTo(dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs)
+
+    handle = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)  # before one that gathers shards
+    try:
+        with probing(model):
+            call()
+    except _GivenTo as given:
+        return given.inputs
+    finally:
+        handle.remove()
+    return None
 
 
 def which_call(called: Sequence[nn.Module], index: int) -> int | None:

@@ -22,12 +22,13 @@ def matching_share(trainer: Trainer) -> float:
     return share_for_rows(rows, planned / rows, matching_arguments(trainer.args).matching_full_weight_rows)
 
 
-def check_setup(trainer: Trainer, model: nn.Module, own_loss: bool) -> None:
+def check_setup(trainer: Trainer, model: nn.Module, rows: int, own_loss: bool) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
     Args:
         trainer: as its constructor leaves it.
         model: the one it trains.
+        rows: of a batch of one device; of all of them, where batches are split over the ranks.
         own_loss: whether a loss of the user's matches, which takes any labels.
 
     Raises:
@@ -39,12 +40,14 @@ def check_setup(trainer: Trainer, model: nn.Module, own_loss: bool) -> None:
             f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
             "the script with `accelerate launch`, or make one device visible"
         )
-    rows = trainer.args.per_device_train_batch_size
+    if trainer.accelerator.split_batches:
+        rows //= trainer.args.world_size
     whole_step = args.matching_scope == "optimizer_step"
     if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
         raise ValueError(
-            f"per_device_train_batch_size={rows} leaves no pair to match; take at least 2, or accumulate gradients "
-            "with matching_scope='optimizer_step', or take matching='none'"
+            f"{rows} row in a batch of one device (per_device_train_batch_size="
+            f"{trainer.args.per_device_train_batch_size}) leaves no pair to match; take at least 2 for each device, or "
+            "accumulate gradients with matching_scope='optimizer_step', or take matching='none'"
         )
     if whole_step and trainer.args.torch_compile:
         raise ValueError(
@@ -56,6 +59,11 @@ def check_setup(trainer: Trainer, model: nn.Module, own_loss: bool) -> None:
             f"a compiled model hides the task's gradient at a hidden state (feature_layer={args.feature_layer!r}), so "
             "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
             "or matching_max_grad_ratio=None"
+        )
+    if trainer.args.ddp_static_graph and trainer.args.world_size > 1 and args.matching_max_grad_ratio is not None:
+        raise ValueError(
+            "with ddp_static_graph=True DDP reduces the first gradient that is taken, which is the cap's, and the "
+            "ranks drift apart; leave ddp_static_graph out, or set matching_max_grad_ratio=None"
         )
     if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
         _check_deepspeed(trainer)

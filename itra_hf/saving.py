@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from itra_hf.checkpoints import STATE, last_whole_checkpoint
 from itra_hf.pushing import NOT_LOST, saved_arguments, warn_of_failed_pushes
@@ -18,7 +19,7 @@ class SavingTrainer(Trainer):
     It knows nothing of matching: `ITRATrainer` adds that.
     """
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest checkpoint written to its end.
 
         Raises:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
+from transformers.utils.hub import PushToHubMixin
 
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
@@ -20,12 +22,14 @@ from itra_hf.hidden_state import HiddenState
 from itra_hf.labels import class_column, label_kind
 from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss
 from itra_hf.model_card import write_model_card
-from itra_hf.pairing import ClassPairedSampler
-from itra_hf.reader import FeatureReader
+from itra_hf.reader import FeatureReader, given_to
 from itra_hf.run_setup import check_setup, matching_share
+from itra_hf.sampling import SetSamplerEpoch, class_pairs
 from itra_hf.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
+
+OTHER_FEATURES = "a model with a classification head, or a hidden state (feature_layer) and matching='marginal'"
 
 
 class ITRATrainer(SavingTrainer):
@@ -43,7 +47,7 @@ class ITRATrainer(SavingTrainer):
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
 
-    The parameters are Trainer's, in its order, and `matching_loss`.
+    The parameters are Trainer's, in its order, and `matching_loss`; further keywords go to the class it is mixed with.
 
     Args:
         args: an `ITRAConfig`; plain `TrainingArguments` mean its defaults.
@@ -85,6 +89,7 @@ class ITRATrainer(SavingTrainer):
         optimizer_cls_and_kwargs: Any = None,
         preprocess_logits_for_metrics: Any = None,
         matching_loss: MatchingLoss | None = None,
+        **others: Any,
     ) -> None:
         # Seq2SeqTrainer, which may come next, does not know this one; hence the names, too.
         optimizer: dict[str, Any] = {"optimizer_cls_and_kwargs": optimizer_cls_and_kwargs}
@@ -102,6 +107,7 @@ class ITRATrainer(SavingTrainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             **({} if optimizer_cls_and_kwargs is None else optimizer),
+            **others,
         )
         self.matching_loss = matching_loss
         self.matching_form: str | None = None  # that training took, once it has begun
@@ -110,10 +116,7 @@ class ITRATrainer(SavingTrainer):
         self._micro_batches: list[Any] = []
         self._cached_step: CachedStep | None = None
         self._micro_batch = 0
-        if self.matching_is_on and self.matching_args.feature_layer == "head" and not head_candidates(self._network):
-            self._refuse(f"{type(self.model).__name__} has no linear classification head")
-        if self.matching_is_on:
-            check_setup(self, self._network, self.matching_loss is not None)
+        self._check_setup(self.args.per_device_train_batch_size)
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback as Trainer does; its constructor, too, comes by here once it has taken the user's."""
@@ -145,13 +148,17 @@ class ITRATrainer(SavingTrainer):
         """
         return class_column(train_dataset, self._network)
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Trainer does; the hook on the head is gone afterwards, also after an exception.
 
-        A batch that does not fit the memory begins it anew under `auto_find_batch_size`.
+        A batch that does not fit the memory begins it anew under `auto_find_batch_size`, with another size.
         """
+        if self.model_init is not None:
+            self._cannot_match = False  # it may have made another model
+        self._check_setup(batch_size or self.args.per_device_train_batch_size)
+        self._micro_batches = []
         try:
-            return super()._inner_training_loop(*args, **kwargs)
+            return super()._inner_training_loop(batch_size, *args, **kwargs)
         finally:
             if self._matching is not None:
                 self._matching.features.detach()
@@ -159,6 +166,8 @@ class ITRATrainer(SavingTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's micro-batches of the next optimizer step, kept for `matching_scope="optimizer_step"`."""
+        if self._micro_batches and self._matching is None and self.matching_is_on:
+            self._refuse("no features were seen in the first step", "call super().compute_loss in your compute_loss")
         self._micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         self._cached_step, self._micro_batch = None, 0
         return self._micro_batches, num_items_in_batch
@@ -173,10 +182,12 @@ class ITRATrainer(SavingTrainer):
         """Trainer's loss; in training with the weighted matching loss beside it."""
         matching = self._begin_matching(inputs) if self.is_in_train and model.training else None
         if matching is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            options: dict[str, Any] = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+            return super().compute_loss(model, inputs, **options)
         whole_step = self.matching_args.matching_scope == "optimizer_step" and len(self._micro_batches) > 1
         match = self._match_optimizer_step if whole_step else self._match_micro_batch
         loss, outputs = match(matching, model, inputs, num_items_in_batch)
+        matching.features.clear()  # a copy of the model, as an average of weights takes one, can hold no graph
         return (loss, outputs) if return_outputs else loss
 
     def _match_micro_batch(
@@ -206,6 +217,11 @@ class ITRATrainer(SavingTrainer):
             ramped, scale = self._ramped_weight(), self._loss_scale()
             self._cached_step = cache_gradients(matching, self._micro_batches, forward, ramped, scale)
         step = self._cached_step
+        if self._micro_batch == len(step.gradients):
+            raise ValueError(
+                "matching_scope='optimizer_step' takes one loss of each micro-batch, but training_step asks for more; "
+                "take matching_scope='micro_batch'"
+            )
         step.random_states[self._micro_batch].restore(self.args.device)
         task_loss, outputs, rows, _ = self._forward(matching, model, inputs, num_items_in_batch)
         part = micro_batches * step.surrogate(self._micro_batch, rows) + step.weight * step.matching_loss
@@ -219,7 +235,8 @@ class ITRATrainer(SavingTrainer):
         """Trainer's task loss, the model's outputs, the features `[rows, d]` and the labels."""
         labels, mask = self._labels(inputs), inputs.get("attention_mask")
         matching.features.clear()
-        task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        options: dict[str, Any] = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
+        task_loss, outputs = super().compute_loss(model, inputs, **options)
         return task_loss, outputs, matching.features.rows(outputs, mask), labels
 
     def _micro_batches_and_divisor(self, num_items_in_batch: Tensor | int | None) -> tuple[int, int]:
@@ -245,7 +262,8 @@ class ITRATrainer(SavingTrainer):
         return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.args.device))
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        return inputs.get(self.label_names[0] if self.label_names else "labels")
+        names = self.label_names or []
+        return inputs.get(names[0] if names and "labels" not in names else "labels")
 
     def _begin_matching(self, inputs: Mapping[str, Any]) -> Matching | None:
         """What this run matches with, None if it does not; the first call finds the head and chooses the loss."""
@@ -259,7 +277,7 @@ class ITRATrainer(SavingTrainer):
                     raise HeadNotFoundError("the batch holds no label for each row")
                 features = self._find_features(inputs)
             except HeadNotFoundError as error:
-                self._refuse(str(error))
+                self._refuse(str(error), asked=loss is not None and self.matching_args.feature_layer != "head")
                 return None
             self.matching_form = choose_form(self.matching_args, kind)
             features.attach()
@@ -268,18 +286,30 @@ class ITRATrainer(SavingTrainer):
         return self._matching
 
     def _find_features(self, inputs: Mapping[str, Any]) -> FeatureReader:
-        args = self.matching_args
-        if self.label_smoother is not None or self.compute_loss_func is not None:  # then Trainer keeps the labels back
-            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        args, compute_loss = self.matching_args, super().compute_loss
+        # Trainer may keep the labels back; a class in between may rename or take out more.
+        given = given_to(self._network, lambda: compute_loss(self._network, dict(inputs), return_outputs=True))
+        inputs = given or inputs
         if args.feature_layer == "head":
             return HeadInput.find(self._network, inputs)
         return HiddenState.find(self._network, inputs, int(args.feature_layer), args.feature_pooling)
 
-    def _refuse(self, reason: str) -> None:
+    def _check_setup(self, rows: int) -> None:
+        """Refuse at once what cannot be matched in batches of so many rows."""
+        if not self.matching_is_on:
+            return
+        of_library = isinstance(self.model, PushToHubMixin)  # of transformers or peft: its config speaks of its head
+        if of_library and self.matching_args.feature_layer == "head" and not head_candidates(self._network):
+            name, config = type(self.model).__name__, cast(Any, self.model).config
+            self._refuse(f"{name} has no linear classification head (config.num_labels={config.num_labels})")
+        if self.matching_is_on:
+            check_setup(self, self._network, rows, self.matching_loss is not None)
+
+    def _refuse(self, reason: str, way_out: str = OTHER_FEATURES, asked: bool = False) -> None:
         """No matching for this model: an error where one was asked for, else one warning."""
-        if self.matching_args.matching != "auto" or self.matching_loss is not None:
-            raise HeadNotFoundError(f"{reason}; take matching='none', or a model with a classification head")
-        is_paired = any(isinstance(callback, _SetSamplerEpoch) for callback in self.callback_handler.callbacks)
+        if asked or self.matching_args.matching != "auto" or self.matching_loss is not None:
+            raise HeadNotFoundError(f"{reason}; take matching='none', or {way_out}")
+        is_paired = any(isinstance(callback, SetSamplerEpoch) for callback in self.callback_handler.callbacks)
         but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
         logger.warning(f"{reason}; training goes on without matching, as under Trainer{but if is_paired else ''}.")
         self._cannot_match = True
@@ -306,28 +336,14 @@ class ITRATrainer(SavingTrainer):
             write_model_card(self, form, given.get("tasks"), given.get("dataset"))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        by_class = self.matching_args.pairing == "class" and self.args.train_sampling_strategy == "random"
-        labels = self.get_train_labels(self.train_dataset) if by_class and self.matching_is_on else None
-        if labels is None:
-            return super()._get_train_sampler(train_dataset)
-        rows = len(cast(Sized, self.train_dataset))
-        if len(labels) != rows:
-            raise ValueError(
-                f"get_train_labels gave {len(labels)} labels for {rows} training rows; give one a row, or None to pair "
-                "rows at random"
-            )
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = ClassPairedSampler(labels, seed=seed)
-        self.remove_callback(_SetSamplerEpoch)
-        self.add_callback(_SetSamplerEpoch(sampler))
+        dataset, others = self.train_dataset, super()._get_train_sampler
+        if has_length(train_dataset) and not (has_length(dataset) and len(dataset) == len(train_dataset)):
+            dataset = train_dataset  # else the whole one: Trainer gives it without the columns that no model takes
+        by_class = self.matching_is_on and self.matching_args.pairing == "class"
+        labels = self.get_train_labels(dataset) if by_class else None
+        sampler = None if labels is None else class_pairs(self, labels, len(cast(Sized, dataset)), others)
+        if sampler is None:
+            return others(train_dataset)
+        self.remove_callback(SetSamplerEpoch)
+        self.add_callback(SetSamplerEpoch(sampler))
         return sampler
-
-
-class _SetSamplerEpoch(TrainerCallback):
-    """Tells the sampler which epoch begins, also where a resumed data loader hides it."""
-
-    def __init__(self, sampler: ClassPairedSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))

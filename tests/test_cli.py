@@ -114,7 +114,7 @@ def test_what_the_user_has_to_mend_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train_fiel: pets.csv", "config.yaml sets train_fiel, which is no option; see --help"),
+        ("train_fiel: pets.csv", "config.yaml sets train_fiel, which is no option that train takes from a file"),
         ("matching_weight: abc", "argument --matching_weight.*: invalid float value: 'abc'; see --help"),
         ("a: b: c", "config.yaml cannot be read as yaml; mend it: .* line 1, column 5"),
         ("train_file", "config.yaml holds no options; write one on each line"),

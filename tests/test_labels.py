@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch import nn
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from itra_hf.labels import class_column, label_column, label_kind
@@ -27,6 +28,20 @@ def test_labels_are_read_as_transformers_reads_them(config, labels, kind, proble
         labels.float() if kind == "targets" else labels, torch.rand(2, model.num_labels), model.config
     )
     assert model.config.problem_type == problem_type
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "kind"),
+    [
+        (nn.Linear(4, 1), torch.rand(5), "targets"),
+        (nn.Linear(4, 1), torch.rand(5, 1), "targets"),
+        (nn.Linear(4, 3), torch.rand(5, 3), "vectors"),
+        (nn.Linear(4, 3), torch.tensor([2, 0]), "classes"),
+        (tiny.bert(problem_type="multi_label_classification"), torch.tensor([[1, 0, 1]]), "vectors"),
+    ],
+)
+def test_labels_whose_kind_the_config_leaves_open_are_read_by_their_shape(model, labels, kind):
+    assert label_kind(labels, model) == kind
 
 
 @pytest.mark.parametrize("name", ["label", "labels", "label_ids"])

@@ -53,3 +53,10 @@ def test_without_labels_auto_has_no_loss_and_a_form_that_needs_them_says_so():
             choose_matching_loss(MatchingArguments(matching=form), None)
         with pytest.raises(ValueError, match=rf"matching='{form}'.*per token"):
             choose_matching_loss(MatchingArguments(matching=form), "tokens")
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("classes", VECTORS), ("vectors", CLASSES)])
+def test_labels_of_another_kind_than_the_first_batch_held_are_an_error(kind, labels):
+    loss = choose_matching_loss(MatchingArguments(matching="joint"), kind)
+    with pytest.raises(ValueError, match=rf"labels that are {kind}, .*matching='marginal'"):
+        loss(SOURCE, TARGET, *labels)

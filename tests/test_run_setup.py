@@ -66,6 +66,27 @@ def test_a_batch_size_below_two_is_an_error(tmp_path):
         tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), per_device_train_batch_size=1)
 
 
+def test_rows_that_ranks_split_among_them_are_counted_for_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.ITRAConfig, "world_size", 2)
+    options = {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": 2}
+    with pytest.raises(ValueError, match=r"1 row in a batch of one device \(per_device_train_batch_size=2\)"):
+        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), **options)
+
+
+def test_a_batch_size_that_is_set_to_one_later_is_an_error_when_training_begins(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts())
+    run.args.per_device_train_batch_size = run._train_batch_size = 1
+    with pytest.raises(ValueError, match="leaves no pair"):
+        run.train()
+
+
+def test_a_static_graph_on_several_ranks_is_refused_with_the_cap(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.ITRAConfig, "world_size", 2)
+    with pytest.raises(ValueError, match=r"ddp_static_graph=True.*matching_max_grad_ratio=None"):
+        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), ddp_static_graph=True)
+    tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), ddp_static_graph=True, matching_max_grad_ratio=None)
+
+
 def test_data_parallel_is_refused(tmp_path):
     args = tiny.ITRAConfig(**tiny.options(tmp_path))
     args._n_gpu = 2
