@@ -1,6 +1,6 @@
 """What the labels of a task are: classes, vectors or targets; and the class of every training row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
@@ -32,6 +32,11 @@ def label_kind(labels: Tensor, model: nn.Module) -> LabelKind:
     if labels.is_floating_point():
         return "vectors" if labels.ndim > 1 and labels.shape[1] > 1 else "targets"
     return "classes" if labels.ndim == 1 else "tokens"
+
+
+def label_name(names: Sequence[str] | None) -> str:
+    """Which of Trainer's `label_names` a batch's labels have: `"labels"` where it is one or there are none."""
+    return "labels" if not names or "labels" in names else names[0]
 
 
 def label_column(dataset: Any) -> np.ndarray | None:

@@ -19,7 +19,7 @@ from itra_hf.grad_cache import CachedStep, cache_gradients
 from itra_hf.gradients import cap_measures
 from itra_hf.guards import ramp
 from itra_hf.hidden_state import HiddenState
-from itra_hf.labels import class_column, label_kind
+from itra_hf.labels import class_column, label_kind, label_name
 from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.reader import FeatureReader, given_to
@@ -182,8 +182,9 @@ class ITRATrainer(SavingTrainer):
         """Trainer's loss; in training with the weighted matching loss beside it."""
         matching = self._begin_matching(inputs) if self.is_in_train and model.training else None
         if matching is None:
-            options: dict[str, Any] = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-            return super().compute_loss(model, inputs, **options)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         whole_step = self.matching_args.matching_scope == "optimizer_step" and len(self._micro_batches) > 1
         match = self._match_optimizer_step if whole_step else self._match_micro_batch
         loss, outputs = match(matching, model, inputs, num_items_in_batch)
@@ -235,8 +236,9 @@ class ITRATrainer(SavingTrainer):
         """Trainer's task loss, the model's outputs, the features `[rows, d]` and the labels."""
         labels, mask = self._labels(inputs), inputs.get("attention_mask")
         matching.features.clear()
-        options: dict[str, Any] = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
-        task_loss, outputs = super().compute_loss(model, inputs, **options)
+        task_loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
         return task_loss, outputs, matching.features.rows(outputs, mask), labels
 
     def _micro_batches_and_divisor(self, num_items_in_batch: Tensor | int | None) -> tuple[int, int]:
@@ -262,8 +264,7 @@ class ITRATrainer(SavingTrainer):
         return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.args.device))
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        names = self.label_names or []
-        return inputs.get(names[0] if names and "labels" not in names else "labels")
+        return inputs.get(label_name(self.label_names))
 
     def _begin_matching(self, inputs: Mapping[str, Any]) -> Matching | None:
         """What this run matches with, None if it does not; the first call finds the head and chooses the loss."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
-from itra_hf.labels import class_column, label_column, label_kind
+from itra_hf.labels import class_column, label_column, label_kind, label_name
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,14 @@ def test_labels_are_read_as_transformers_reads_them(config, labels, kind, proble
 )
 def test_labels_whose_kind_the_config_leaves_open_are_read_by_their_shape(model, labels, kind):
     assert label_kind(labels, model) == kind
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [(None, "labels"), ([], "labels"), (["label_weight", "labels"], "labels"), (["start", "end"], "start")],
+)
+def test_a_batchs_labels_are_called_labels_where_trainer_knows_that_name(names, name):
+    assert label_name(names) == name
 
 
 @pytest.mark.parametrize("name", ["label", "labels", "label_ids"])

@@ -18,6 +18,7 @@ from itra_hf.diagnostics.modes import mode_separation
 from itra_hf.diagnostics.scatter import compactness
 from itra_hf.features import HeadInput, extract_features
 from itra_hf.hidden_state import HiddenState
+from itra_hf.labels import label_name
 
 Rows = tuple[Tensor, Tensor]  # features `[n, d]` and labels `[n]`
 
@@ -76,7 +77,7 @@ class Probe:
         The model is left as it was.
         """
         labels: list[Tensor] = []
-        name = (self.trainer.label_names or ["labels"])[0]
+        name = label_name(self.trainer.label_names)
 
         def noting_labels() -> Iterator[Mapping[str, Any]]:
             for batch in self._on_device(self._feature_batches):
