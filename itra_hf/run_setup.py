@@ -40,15 +40,8 @@ def check_setup(trainer: Trainer, model: nn.Module, rows: int, own_loss: bool) -
             f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
             "the script with `accelerate launch`, or make one device visible"
         )
-    if trainer.accelerator.split_batches:
-        rows //= trainer.args.world_size
+    check_rows(trainer, rows)
     whole_step = args.matching_scope == "optimizer_step"
-    if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
-        raise ValueError(
-            f"{rows} row in a batch of one device (per_device_train_batch_size="
-            f"{trainer.args.per_device_train_batch_size}) leaves no pair to match; take at least 2 for each device, or "
-            "accumulate gradients with matching_scope='optimizer_step', or take matching='none'"
-        )
     if whole_step and trainer.args.torch_compile:
         raise ValueError(
             "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
@@ -74,6 +67,27 @@ def check_setup(trainer: Trainer, model: nn.Module, rows: int, own_loss: bool) -
         )
     if not own_loss and args.matching in ("class_conditional", "joint"):
         _check_labels(trainer, args, model)
+
+
+def check_rows(trainer: Trainer, rows: int) -> None:
+    """Refuse batches that leave no pair to match.
+
+    Args:
+        trainer: as its constructor leaves it.
+        rows: of a batch of one device; of all of them, where batches are split over the ranks.
+
+    Raises:
+        ValueError: where a device, or with `matching_scope="optimizer_step"` its whole step, has fewer than two rows.
+    """
+    if trainer.accelerator.split_batches:
+        rows //= trainer.args.world_size
+    whole_step = matching_arguments(trainer.args).matching_scope == "optimizer_step"
+    if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
+        raise ValueError(
+            f"{rows} row in a batch of one device (per_device_train_batch_size="
+            f"{trainer.args.per_device_train_batch_size}) leaves no pair to match; take at least 2 for each device, or "
+            "accumulate gradients with matching_scope='optimizer_step', or take matching='none'"
+        )
 
 
 def _check_deepspeed(trainer: Trainer) -> None:

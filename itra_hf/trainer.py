@@ -23,7 +23,7 @@ from itra_hf.labels import class_column, label_kind, label_name
 from itra_hf.matching import Matching, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss
 from itra_hf.model_card import write_model_card
 from itra_hf.reader import FeatureReader, given_to
-from itra_hf.run_setup import check_setup, matching_share
+from itra_hf.run_setup import check_rows, check_setup, matching_share
 from itra_hf.sampling import SetSamplerEpoch, class_pairs
 from itra_hf.saving import SavingTrainer
 
@@ -153,9 +153,12 @@ class ITRATrainer(SavingTrainer):
 
         A batch that does not fit the memory begins it anew under `auto_find_batch_size`, with another size.
         """
-        if self.model_init is not None:
-            self._cannot_match = False  # it may have made another model
-        self._check_setup(batch_size or self.args.per_device_train_batch_size)
+        rows = batch_size or self.args.per_device_train_batch_size
+        if self.model_init is not None:  # it may have made another model, a search other arguments
+            self._cannot_match = False
+            self._check_setup(rows)
+        elif self.matching_is_on:
+            check_rows(self, rows)
         self._micro_batches = []
         try:
             return super()._inner_training_loop(batch_size, *args, **kwargs)

@@ -42,6 +42,7 @@ MORE_RATES = {  # learning rates that were added where the last of the grid was 
     "sst2-all/minilm": (3e-6, 1e-5),
     "sst2-all/minilm-lora": (3e-4, 1e-3),
     "banking77-all/minilm": (1e-3,),
+    "banking77-all/minilm-lora": (1e-3,),
 }
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
 # rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the
