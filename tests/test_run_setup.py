@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from itra_hf import ITRATrainer
+from itra_hf import ITRATrainer, labels, run_setup
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ def test_beyond_the_rows_of_full_weight_for_an_epoch_the_weight_falls_as_one_ove
         )
         trainer.train()
         assert tiny.logs_of(trainer, "matching_weight") == pytest.approx([expected] * trainer.state.global_step)
+
+
+def test_the_labels_of_all_rows_are_checked_at_construction_alone(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(run_setup, "label_column", lambda rows: read.append(rows) or labels.label_column(rows))
+    trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(16), matching="class_conditional", max_steps=1)
+    trainer.train()
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("matching", ["class_conditional", "joint"])
