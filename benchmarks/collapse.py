@@ -61,7 +61,7 @@ The digits of scikit-learn ({TRAIN_ROWS["digits"]} rows to train on) and Fashion
 rows, 16 x 16 pixels); a small MLP, CNN and ViT; {STEPS["mlp"]} steps of {BATCH} rows ({STEPS["vit"]} for the
 ViT), SGD with learning rate 0.1 or AdamW with
 0.001; all labels right, or 30 % of them wrong; {SEEDS} seeds. Guards `on` is `ITRAConfig` at its defaults but for the
-weight, `off` means `matching_warmup_ratio=0` and `matching_max_grad_ratio=None`.
+weight, which is whole whatever the rows; `off` means `matching_warmup_ratio=0` and `matching_max_grad_ratio=None`.
 
 A run has collapsed where the package warned of it, or where at its end the features of the test set scatter less than a
 thousandth as far as those of Trainer's runs. Its shortfall is by how many points its test accuracy lies below the mean
@@ -160,7 +160,7 @@ def train(run: Run, folder: Path | None) -> Run:
     model = make_model(run["model"], images.shape[-1])
     options = OPTIMIZERS[run["optimizer"]] | {"max_steps": STEPS[run["model"]], "seed": run["seed"]}
     if run["guards"] != "trainer":
-        options |= {"matching_weight": run["weight"]} | GUARDS[run["guards"]]
+        options |= {"matching_weight": run["weight"], "matching_full_weight_rows": len(rows)} | GUARDS[run["guards"]]
     warnings, logger = Warnings(), logging.getLogger("itra_hf.trainer")
     logger.addHandler(warnings)
     with tempfile.TemporaryDirectory() as output_dir:

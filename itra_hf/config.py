@@ -42,7 +42,7 @@ class MatchingArguments:
         default=1.0, metadata=_help("Weight of the matching loss beside the task loss; 0 switches it off.")
     )
     matching_full_weight_rows: int = field(
-        default=1_000,
+        default=250,
         metadata=_help("Training rows per epoch of the run with the whole weight; with more it falls as 1 / rows."),
     )
     matching_warmup_ratio: float = field(
@@ -134,7 +134,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             raise where it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
         matching_full_weight_rows: training rows for every epoch of the run up to which that factor is whole, default
-            1,000, so 5,000 rows in five epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of
+            250, so 2,500 rows in ten epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of
             a regulariser. Less than an epoch, or a dataset without length (streaming), counts as one epoch of the rows
             of all steps. As many as the training set has switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold

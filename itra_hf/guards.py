@@ -41,7 +41,7 @@ def share_for_rows(rows: int, epochs: float, full_weight_rows: int) -> float:
         full_weight_rows: up to so many rows for every epoch the weight is whole.
 
     Example:
-        >>> [share_for_rows(rows, 5, 1_000) for rows in (300, 5_000, 20_000)]
+        >>> [share_for_rows(rows, 4, 250) for rows in (300, 1_000, 4_000)]
         [1.0, 1.0, 0.25]
     """
     return min(1.0, full_weight_rows * epochs / rows)

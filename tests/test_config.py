@@ -20,7 +20,7 @@ def test_adds_its_fields_and_leaves_the_others_at_trainers_defaults(tmp_path):
 def test_defaults_are_the_designs():
     args = MatchingArguments()
     assert (args.matching, args.matching_weight, args.matching_warmup_ratio) == ("auto", 1.0, 0.3)
-    assert args.matching_full_weight_rows == 1_000
+    assert args.matching_full_weight_rows == 250
     assert (args.matching_max_grad_ratio, args.pairing, args.gather_features) == (1.0, "class", True)
     assert (args.num_bandwidths, args.bandwidth, args.unbiased) == (5, None, False)
 

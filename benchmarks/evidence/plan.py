@@ -48,6 +48,7 @@ ON_RANKS = "itra:ranks=2"
 RANDOM_PAIRING = "itra:pairing=random"
 WHOLE = "matching_full_weight_rows=12000"  # enough for 60,000 rows in five epochs
 WHOLE_WEIGHT = f"itra:{WHOLE}"
+FOUR_TIMES = "itra:matching_full_weight_rows=1000"  # an older default
 NEARLY_WHOLE_WEIGHT = f"itra:matching_weight={10_000 / 10_003},{WHOLE}"  # of all of BANKING77 under an older default
 ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "no cap": ("itra:matching_max_grad_ratio=null", "itra"),
@@ -62,7 +63,8 @@ ABLATIONS = {  # a change, the method that has it, and what it is compared with
     "whole weight but for 0.03 %": (NEARLY_WHOLE_WEIGHT, "itra"),
     "a third of the weight": (f"itra:matching_weight={1 / 3},{WHOLE}", "itra"),
     "a sixth of the weight": (f"itra:matching_weight={1 / 6},{WHOLE}", "itra"),
-    "half the weight for many rows": ("itra:matching_full_weight_rows=500", "itra"),
+    "four times the weight for many rows": (FOUR_TIMES, "itra"),
+    "twice the weight for many rows": ("itra:matching_full_weight_rows=500", "itra"),
     "two ranks": (ON_RANKS, "itra"),
     "two ranks, each by itself": (f"{ON_RANKS},gather_features=false", ON_RANKS),
 }
@@ -75,8 +77,10 @@ ABLATIONS_OF = {  # the ablations that a task is run with
     "fashion_mnist-1000/cnn": FOR_FEW_ROWS,
     "banking77-5shot/minilm-last2": FOR_FEW_ROWS,
     "fashion_mnist-all/cnn": FOR_MANY_ROWS,
-    "sst2-all/minilm-last2": [WHOLE_WEIGHT],
-    "banking77-all/minilm-last2": [NEARLY_WHOLE_WEIGHT],
+    "fashion_mnist-5000/cnn": [FOUR_TIMES],
+    "sst2-all/minilm-last2": [WHOLE_WEIGHT, FOUR_TIMES],
+    "banking77-all/minilm-last2": [NEARLY_WHOLE_WEIGHT, FOUR_TIMES],
+    **dict.fromkeys(("banking77-all/minilm", "sst2-all/minilm", "sst2-all/minilm-lora"), [FOUR_TIMES]),
     "digits-100/resnet": [RANDOM_PAIRING],  # where class pairing was in doubt
     "digits-300/resnet": [RANDOM_PAIRING],
 }
