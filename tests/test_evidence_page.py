@@ -16,7 +16,7 @@ from plan import ABLATIONS_OF, DEFAULT, MAIN, METHODS_OF, OTHERS, tuning_seeds
 from runs import HERE, planned, read_results, read_tuned
 from scipy import stats
 from summarise import ROOT, by_method, current, headline, machines, page, readme_with, verdicts
-from tables import family, gain_cells, tried_table, tuned_table
+from tables import family, gain_cells, main_table, tried_table, tuned_table
 from targets import targets
 from tune import best, grid_of
 
@@ -107,6 +107,19 @@ def test_the_page_says_which_tasks_ran_on_another_machine():
     }
     results["d"]["itra"] = {0: {"machine": "an abacus"}}  # the methods are named where not all of a task ran there
     assert machines(results) == "an abacus; a, d (trainer) on a slide rule"
+
+
+def test_the_time_of_a_step_is_compared_on_one_machine_alone():
+    row = {"accuracy": 0.5, "loss": 1.0, "ece": 0.1, "scatter": 0.3, "nc1": 0.2, "step_seconds": 1.0}
+    results = {
+        task: {
+            "trainer": {seed: {**row, "machine": "an abacus"} for seed in range(2)},
+            "itra": {seed: {**row, "step_seconds": 1.25, "machine": name} for seed in range(2)},
+        }
+        for task, name in (("a", "an abacus"), ("b", "a slide rule"))
+    }
+    same, other = (line.split("|")[-2].strip() for line in main_table(results)[2:4])
+    assert (same, other) == ("+25 %", "")
 
 
 def test_a_task_leans_where_only_its_own_interval_leaves_out_zero():
