@@ -134,9 +134,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             raise where it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
         matching_full_weight_rows: training rows for every epoch of the run up to which that factor is whole, default
-            250, so 2,500 rows in ten epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of
-            a regulariser. Less than an epoch, or a dataset without length (streaming), counts as one epoch of the rows
-            of all steps. As many as the training set has switch this off.
+            250, so 2,500 rows in ten epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of a
+            regulariser. Less than an epoch, or a dataset without length (streaming), counts as one epoch of the rows of
+            all steps. As many as the training set has switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
             the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
             It needs `train_sampling_strategy="random"`, Trainer's default, and batches of an even number of rows.
