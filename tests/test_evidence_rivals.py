@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 import torch
-from contrast import contrastive_discrepancy
+from contrast import contrastive_discrepancy, rescaled_discrepancy
 from methods import one_half_loss
 from networks import SmallCNN, add_dropout
 from rivals import (
@@ -22,7 +22,7 @@ from rivals import (
 )
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
-from transformers import Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from itra_hf import losses
 
@@ -88,6 +88,16 @@ def test_supervised_contrastive_loss_is_the_papers(make_trainer, batch):
     torch.testing.assert_close(step_loss(trainer, batch), 0.7 * task + 0.3 * torch.stack(losses).mean())
 
 
+def test_supervised_contrastive_loss_leaves_out_a_row_that_is_alone_in_its_class(make_trainer, batch):
+    alone = {name: values[:4] for name, values in batch.items()} | {"labels": torch.tensor([0, 0, 0, 2])}
+    trainer = make_trainer(SupConTrainer, 1.0)
+    z, losses = functional.normalize(trainer.model.body(alone["pixel_values"])), []
+    for i in range(3):  # not the fourth, which has no positive
+        total = torch.stack([(z[i] @ z[a] / 0.1).exp() for a in range(4) if a != i]).sum()
+        losses.append(-torch.stack([(z[i] @ z[p] / 0.1).exp().div(total).log() for p in range(3) if p != i]).mean())
+    torch.testing.assert_close(step_loss(trainer, alone), torch.stack(losses).mean())
+
+
 def test_r_drop_compares_two_passes_with_different_dropout(make_trainer, batch):
     torch.manual_seed(0)
     first, second = torch.randn(5, 3), torch.randn(5, 3)
@@ -120,6 +130,24 @@ def test_mixup_trains_on_mixed_images_and_mixed_labels(make_trainer, batch):
     order, share = torch.randperm(8), torch.distributions.Beta(0.4, 0.4).sample()
     images = share * batch["pixel_values"] + (1 - share) * batch["pixel_values"][order]
     torch.testing.assert_close(loss, mixed_loss(trainer.model(images)["logits"], batch["labels"], order, share))
+
+
+def test_mixup_of_texts_mixes_the_heads_input(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = BertConfig(vocab_size=9, num_labels=3, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **sizes)
+    model = BertForSequenceClassification(config)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    trainer = MixupTrainer(model, args, strength=0.4)
+    batch = {"input_ids": torch.randint(9, (6, 4)), "labels": torch.arange(6) % 3}
+    torch.manual_seed(1)
+    loss = step_loss(trainer, batch)
+    torch.manual_seed(1)
+    order, share = torch.randperm(6), torch.distributions.Beta(0.4, 0.4).sample()
+    features = model.bert(batch["input_ids"]).pooler_output
+    logits = model.classifier(share * features + (1 - share) * features[order])
+    torch.testing.assert_close(loss, mixed_loss(logits, batch["labels"], order, share))
+    torch.testing.assert_close(model(batch["input_ids"]).logits, model.classifier(features))  # nothing stays behind
 
 
 def test_flooding_climbs_below_its_level(make_trainer, batch):
@@ -189,3 +217,15 @@ def test_the_contrast_pushes_different_classes_apart():
         value = contrastive_discrepancy(source, target, own, other, contrast).item()
         assert value == pytest.approx(same - contrast * apart, rel=1e-5)
     assert same == pytest.approx(losses.class_conditional_mmd(source, target, own, other).item(), rel=1e-5)
+
+
+def test_another_kernel_scale_is_that_of_the_bandwidth():
+    torch.manual_seed(0)
+    source, target, labels = torch.randn(8, 5), torch.randn(8, 5) + 1, torch.arange(8) % 3
+    z = torch.cat([source, target])
+    mean_rule = sum((a - b).square().sum() for a in z for b in z).item() / (16 * 15)
+    sides = (source, target, labels, labels)
+    for scale in (0.3, 1.0):
+        expected = losses.class_conditional_mmd(*sides, bandwidth=scale * mean_rule)
+        torch.testing.assert_close(rescaled_discrepancy(*sides, scale), expected)
+    torch.testing.assert_close(rescaled_discrepancy(*sides, 1.0), losses.class_conditional_mmd(*sides))

@@ -1,8 +1,10 @@
-"""A matching loss with a contrast between different classes, to be tried against the class-conditional one."""
+"""Matching losses to be tried against the class-conditional one: a contrast between classes, another kernel scale."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from itra_hf.losses import class_conditional_mmd
 
 
 def kernel(z: Tensor) -> Tensor:
@@ -37,3 +39,12 @@ def contrastive_discrepancy(
     same, classes = across.diagonal().sum(), len(known)
     others = (across.sum() - same) / max(classes * (classes - 1), 1)
     return same / classes - contrast * others
+
+
+def rescaled_discrepancy(
+    source: Tensor, target: Tensor, source_labels: Tensor, target_labels: Tensor, scale: float
+) -> Tensor:
+    """The class-conditional loss with a bandwidth of `scale` times the mean rule's."""
+    with torch.no_grad():
+        mean_square = 2 * torch.cat([source, target]).float().var(0).sum()  # over all pairs of different rows
+    return class_conditional_mmd(source, target, source_labels, target_labels, bandwidth=float(scale * mean_square))

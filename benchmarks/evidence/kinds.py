@@ -34,6 +34,7 @@ def kinds_table(results: Results) -> list[str]:
         draws = {i: gain / 100 for i, gain in enumerate(gains.values())}
         pair = compare(draws, dict.fromkeys(draws, 0.0))
         gain, _, counts = gain_cells(pair, pair.p)
-        changes = [f"{mean_change(results, list(gains), measure):+.0f} %" for measure in ("loss", "scatter")]
+        changes = [f"{mean_change(results, list(gains), measure):+.0f} %" for measure in ("loss", "ece", "scatter")]
         rows.append([kind, str(len(gains)), gain, counts, *changes])
-    return table(["kind", "tasks", "mean gain (95 %)", "better / equal / worse", "test loss", "scatter ratio"], rows)
+    header = ["kind", "tasks", "mean gain (95 %)", "better / equal / worse"]
+    return table([*header, "test loss", "calibration error", "scatter ratio"], rows)

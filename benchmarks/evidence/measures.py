@@ -21,20 +21,29 @@ from itra_hf.features import HeadInput
 
 
 class StepCost(TrainerCallback):
-    """CPU seconds of the median step, and how much the peak of resident (on a GPU: allocated) memory rose."""
+    """Seconds of the median step (CPU time; on a GPU what passed until it had finished), and how much the peak of
+    resident (on a GPU: allocated) memory rose."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._memory = peak_memory()
 
     def on_step_begin(self, *args: object, **kwargs: object) -> None:
-        self._start = time.process_time()
+        self._start = clock()
 
     def on_step_end(self, *args: object, **kwargs: object) -> None:
-        self.seconds.append(time.process_time() - self._start)
+        self.seconds.append(clock() - self._start)
 
     def measured(self) -> dict[str, float]:
         return {"step_seconds": statistics.median(self.seconds), "memory": peak_memory() - self._memory}
+
+
+def clock() -> float:
+    """Seconds: this process's CPU time, or on a GPU, once that has finished, the time that passed."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def machine() -> str:

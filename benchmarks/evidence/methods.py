@@ -46,8 +46,9 @@ MORE_RATES = {  # learning rates that were added where the last of the grid was 
 }
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
 # rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the
-# processes that share each batch, whether couples of one class are spread over the epoch.
-OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast", "ranks", "spread")
+# processes that share each batch, whether couples of one class are spread over the epoch, the kernel's bandwidth over
+# that of the mean rule.
+OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast", "ranks", "spread", "kernel_scale")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from contrast import contrastive_discrepancy
+from contrast import contrastive_discrepancy, rescaled_discrepancy
 from measures import StepCost, machine, measure
 from methods import OWN_OPTIONS, find_method, one_half_loss, plain_order
 from networks import add_dropout
@@ -98,4 +98,6 @@ def trainer_options(own: dict[str, Any]) -> dict[str, Any]:
         options["compute_loss_func"] = one_half_loss
     if "contrast" in own:
         options["matching_loss"] = partial(contrastive_discrepancy, contrast=own["contrast"])
+    if "kernel_scale" in own:
+        options["matching_loss"] = partial(rescaled_discrepancy, scale=own["kernel_scale"])
     return options

@@ -33,6 +33,14 @@ def compare(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Compariso
     return Comparison(float(gains.mean()), float(low), float(high), float(test.pvalue), *signs, len(seeds))
 
 
+def verdict(comparison: Comparison, p: float) -> str:
+    """A comparison in words, by its corrected p-value; it leans where only its own interval leaves out 0."""
+    side = "better" if comparison.gain > 0 else "worse"
+    if p <= 0.05:
+        return side
+    return f"leans {side}" if comparison.low > 0 or comparison.high < 0 else "no difference seen"
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down correction (1979): the family-wise error over all of these tests stays below the level."""
     order = np.argsort(p_values)

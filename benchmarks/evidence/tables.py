@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pairs import Comparison, compare, holm
-from plan import ABLATED, ABLATIONS, MAIN, OTHERS
+from plan import ABLATED, ABLATIONS, MAIN, OTHERS, RIVALS
 from tune import grid_of
 
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # task, method, seed
@@ -28,18 +28,27 @@ def family(results: Results, pairs: list[tuple[str, str]]) -> dict[tuple[str, st
     return {key: (comparison, p) for (key, comparison), p in zip(found.items(), corrected, strict=True)}
 
 
-def change(methods: dict[str, Any], ours: str, theirs: str, measure: str) -> str:
-    """By how much a measure's mean over the common seeds changes, in percent; nothing where features collapsed."""
+def relative_change(methods: dict[str, Any], ours: str, theirs: str, measure: str) -> float:
+    """By which share of theirs a measure's mean over the common seeds is above theirs."""
     seeds = sorted(set(methods[ours]) & set(methods[theirs]))
     means = [mean(methods[name][seed][measure] for seed in seeds) for name in (ours, theirs)]
-    ratio = means[0] / means[1]
-    return "" if isnan(ratio) else f"{100 * (ratio - 1):+.0f} %"
+    return means[0] / means[1] - 1
+
+
+def change(methods: dict[str, Any], ours: str, theirs: str, measure: str) -> str:
+    """That in percent; nothing where features collapsed."""
+    share = relative_change(methods, ours, theirs, measure)
+    return "" if isnan(share) else f"{100 * share:+.0f} %"
 
 
 def time_change(methods: dict[str, Any], ours: str, theirs: str) -> str:
     """By how much the time of a step changes, in percent; nothing where the two ran on different machines."""
-    machines = [{row["machine"] for row in methods[name].values()} for name in (ours, theirs)]
-    return change(methods, ours, theirs, "step_seconds") if machines[0] == machines[1] else ""
+    same = machines_of(methods[ours]) == machines_of(methods[theirs])
+    return change(methods, ours, theirs, "step_seconds") if same else ""
+
+
+def machines_of(rows: dict[int, dict[str, Any]]) -> set[str]:
+    return {row["machine"] for row in rows.values()}
 
 
 def spread(rows: dict[int, dict[str, Any]], measure: str, scale: float = 1.0, digits: int = 1) -> str:
@@ -78,7 +87,7 @@ def task_tables(results: Results) -> list[str]:
     against = dict(OTHERS)
     lines = []
     for task, methods in results.items():
-        rows = []
+        rows, usual = [], machines_of(next(iter(methods.values())))
         for method, own in methods.items():
             if ":" in method:
                 continue
@@ -89,20 +98,29 @@ def task_tables(results: Results) -> list[str]:
                 *gain,
                 spread(own, "macro_f1", 100, 2),
                 spread(own, "loss", 1, 3),
+                spread(own, "train_loss", 1, 3),
             ]
             features = [spread(own, "ece", 100, 1), spread(own, "scatter", 1, 3), spread(own, "nc1", 1, 3)]
-            costs = [
-                f"{1000 * mean(column(own, 'step_seconds').values()):.1f}",
-                f"{mean(column(own, 'memory').values()):.0f}",
-            ]
+            time = f"{1000 * mean(column(own, 'step_seconds').values()):.1f}"
+            costs = [time * (machines_of(own) == usual), f"{mean(column(own, 'memory').values()):.0f}"]
             rows.append([name, str(len(own)), *scores, *features, *costs])
         header = ["method", "seeds", "accuracy", "gain (95 %)", "p (Holm)", "w / t / l", "macro F1", "test loss"]
         lines += [
             f"### {task}",
             "",
-            *table([*header, "ECE, %", "scatter ratio", "NC1", "ms per step", "memory, MB"], rows),
+            *table([*header, "training loss", "ECE, %", "scatter ratio", "NC1", "ms per step", "memory, MB"], rows),
         ]
     return lines
+
+
+def rivals_table(results: Results) -> list[str]:
+    """What ITRA's defaults gain over each rival on the seeds that both have; a row for each task."""
+    rows = []
+    for task, methods in results.items():
+        gains = [over(methods, "itra", rival) for rival in RIVALS]
+        if any(gains):
+            rows.append([task, *gains])
+    return table(["task", *RIVALS], rows)
 
 
 def ablation_table(results: Results) -> list[str]:
@@ -112,13 +130,12 @@ def ablation_table(results: Results) -> list[str]:
             names[method][0],
             task,
             *gain_cells(comparison, p),
-            *(change(results[task], method, names[method][1], m) for m in ("loss", "scatter")),
+            *(change(results[task], method, names[method][1], m) for m in ("loss", "scatter", "train_loss")),
         ]
         for (task, method), (comparison, p) in family(results, ABLATED).items()
     ]
-    return table(
-        ["change", "task", "gain over the default (95 %)", "p (Holm)", "w / t / l", "test loss", "scatter ratio"], rows
-    )
+    header = ["change", "task", "gain over the default (95 %)", "p (Holm)", "w / t / l"]
+    return table([*header, "test loss", "scatter ratio", "training loss"], rows)
 
 
 def tried_table(results: Results) -> list[str]:
@@ -131,10 +148,21 @@ def tried_table(results: Results) -> list[str]:
                 continue
             pair = compare(column(own, "accuracy"), column(methods[base], "accuracy"))
             gain, _, counts = gain_cells(pair, pair.p)
-            changes = [change(methods, method, base, name) for name in ("loss", "ece", "scatter")]
-            rows.append([task, f"`{method}`", f"`{base}`", str(pair.seeds), gain, counts, *changes])
+            changes = [change(methods, method, base, name) for name in ("loss", "ece", "scatter", "train_loss")]
+            is_form = base == "trainer" and method.startswith("itra:")
+            last = over(methods, method, "itra") if is_form else ""
+            rows.append([task, f"`{method}`", f"`{base}`", str(pair.seeds), gain, counts, *changes, last])
     header = ["task", "method", "against", "seeds", "gain (95 %)", "w / t / l", "test loss", "calibration error"]
-    return table([*header, "scatter ratio"], rows)
+    return table([*header, "scatter ratio", "training loss", "gain over `itra`"], rows)
+
+
+def over(methods: dict[str, Any], ours: str, theirs: str) -> str:
+    """What a method gains over another on the seeds that both have, uncorrected; nothing where there are none."""
+    ours_and_theirs = [column(methods.get(name, {}), "accuracy") for name in (ours, theirs)]
+    if not set(ours_and_theirs[0]) & set(ours_and_theirs[1]):
+        return ""
+    pair = compare(*ours_and_theirs)
+    return gain_cells(pair, pair.p)[0]
 
 
 def reference(method: str) -> str:
@@ -147,8 +175,11 @@ def reference(method: str) -> str:
     return "trainer" + ":" * bool(kept) + ",".join(kept)
 
 
-def tuned_table(tuned: dict[str, dict[str, dict[str, float]]], tuning: Results) -> list[str]:
-    """What was chosen for each task and method, and over how many seeds; it says what is the end of its grid."""
+def tuned_table(
+    tuned: dict[str, dict[str, dict[str, float]]], tuning: dict[tuple[str, str], list[dict[str, Any]]]
+) -> list[str]:
+    """What was chosen for each task and method, over how many seeds, and by how many points the most accurate setting
+    was above it; it says what is the end of its grid."""
 
     def chosen(task: str, method: str) -> str:
         grid = grid_of(task, method)
@@ -158,12 +189,16 @@ def tuned_table(tuned: dict[str, dict[str, dict[str, float]]], tuning: Results) 
             for name, value in tuned[task][method].items()
         )
 
-    rows = [
-        [task, method, chosen(task, method), str(len(tuning[task][method]))]
-        for task, methods in tuned.items()
-        for method in methods
-    ]
-    return table(["task", "method", "chosen", "seeds"], rows)
+    rows = []
+    for task, methods in tuned.items():
+        for method, values in methods.items():
+            grid, own = grid_of(task, method), tuning[task, method]
+            accuracies = [
+                mean(row["accuracy"] for row in own if point.items() <= row["settings"].items()) for point in grid
+            ]
+            behind = 100 * (max(accuracies) - accuracies[grid.index(values)])
+            rows.append([task, method, chosen(task, method), str(len({row["seed"] for row in own})), f"{behind:.2f}"])
+    return table(["task", "method", "chosen", "seeds", "points below the most accurate"], rows)
 
 
 def print_means(rows: list[dict[str, Any]]) -> None:
