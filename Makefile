@@ -78,6 +78,7 @@ EVIDENCE ?=
 evidence: install
 	$(BIN)/python benchmarks/evidence/run.py --tune $(EVIDENCE)
 	$(BIN)/python benchmarks/evidence/run.py $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/run.py --fresh $(EVIDENCE)
 	$(BIN)/python benchmarks/evidence/summarise.py
 
 evidence-quick: install

@@ -12,12 +12,23 @@ from kinds import kinds_table
 from measures import expected_calibration_error, nc1
 from methods import METHODS
 from pairs import compare, holm
-from plan import ABLATIONS_OF, DEFAULT, MAIN, METHODS_OF, OTHERS, tuning_seeds
+from plan import (
+    ABLATIONS_OF,
+    DEFAULT,
+    FRESH_METHODS_OF,
+    FRESH_SEEDS,
+    MAIN,
+    METHODS_OF,
+    MOST_ACCURATE,
+    OTHERS,
+    tuning_seeds,
+)
 from runs import HERE, planned, read_results, read_tuned
 from scipy import stats
-from summarise import ROOT, by_method, current, headline, machines, page, readme_with, verdicts
-from tables import family, gain_cells, main_table, rivals_table, task_tables, tried_table, tuned_table
+from summarise import ROOT, by_method, current, headline, machines, page, readme_with, tuning_rows, verdicts
+from tables import family, gain_cells, main_table, rivals_table, task_tables
 from targets import targets
+from tried import tried_table, tuned_table
 from tune import best, grid_of
 
 
@@ -65,6 +76,28 @@ def test_what_the_page_reports_is_in_the_plan_and_at_what_tuning_found_best():
             grid = grid_of(task, method)
             runs = planned([task], [method], tuning_seeds(task, method), "validation", grid)
             assert tuned[task][method] == best([tuning[run.key] for run in runs], grid)
+
+
+def test_the_fresh_runs_are_those_of_the_plan_at_todays_settings_and_on_seeds_that_nothing_else_has():
+    plan = {
+        run.key for task, methods in FRESH_METHODS_OF.items() for run in planned([task], methods, FRESH_SEEDS, "test")
+    }
+    assert set(read_results(HERE / "fresh.jsonl")) == plan
+    others = [read_results(HERE / f"{name}.jsonl").values() for name in ("results", "tuning", "tried")]
+    assert not {row["seed"] for rows in others for row in rows} & set(FRESH_SEEDS)
+
+
+def test_the_most_accurate_settings_are_those_of_the_tuning():
+    tuned = read_tuned()
+    for task in FRESH_METHODS_OF:
+        rows = tuning_rows({task: {"trainer": {}}})[task, "trainer"]
+        means = [
+            (mean(row["accuracy"] for row in rows if point.items() <= row["settings"].items()), point)
+            for point in grid_of(task, "trainer")
+        ]
+        top = max(means, key=lambda pair: pair[0])[1]
+        name = ",".join(f"{option}={value}" for option, value in top.items())
+        assert MOST_ACCURATE.get(task) == (None if top == tuned[task]["trainer"] else name)
 
 
 def test_only_seeds_of_both_are_compared():

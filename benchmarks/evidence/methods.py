@@ -85,7 +85,7 @@ METHODS = {
     "itra_joint_tuned": _tuned_itra("joint"),
     "label_smoothing": Method(Trainer, {}, "label_smoothing_factor", (0.05, 0.1, 0.2, 0.3)),
     "dropout": Method(Trainer, {}, "dropout", (0.1, 0.3, 0.5, 0.7)),
-    "r_drop": Method(RDropTrainer, {"dropout": 0.3}, "strength", (0.3, 1.0, 3.0, 10.0)),
+    "r_drop": Method(RDropTrainer, {}, "strength", (0.1, 0.3, 1.0, 3.0, 10.0), like=("dropout",)),
     "centre_loss": Method(CentreLossTrainer, {}, "strength", (0.001, 0.01, 0.1, 1.0)),
     "supcon": Method(SupConTrainer, {}, "strength", (0.1, 0.3, 0.5, 0.9)),
     "mixup": Method(MixupTrainer, {}, "strength", (0.1, 0.2, 0.4, 1.0)),

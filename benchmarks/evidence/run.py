@@ -13,7 +13,7 @@ train.csv and test.csv, of the columns text and category.
 import argparse
 from pathlib import Path
 
-from plan import ABLATIONS_OF, DEFAULT, GROUPS, METHODS_OF, QUICK_METHODS, QUICK_TASKS
+from plan import ABLATIONS_OF, DEFAULT, FRESH_METHODS_OF, FRESH_SEEDS, GROUPS, METHODS_OF, QUICK_METHODS, QUICK_TASKS
 from runs import HERE, planned, run_all
 from tables import print_means
 from tasks import FILES
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", help="default: those that the page reports, with the ablations")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tune", action="store_true", help="choose the settings, and write them to tuned.json")
+    parser.add_argument("--fresh", action="store_true", help="few images once more on other seeds, into fresh.jsonl")
     parser.add_argument("--quick", action="store_true", help="two tasks, seven methods, five seeds, into outputs/")
     parser.add_argument("--validation", action="store_true", help="measure on unused training rows, not the test set")
     parser.add_argument("--results", type=Path)
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     seeds, results = args.seeds, args.results or HERE / "results.jsonl"
     if args.quick:
         plan, seeds, results = dict.fromkeys(QUICK_TASKS, QUICK_METHODS), list(range(5)), QUICK_RESULTS
+    elif args.fresh:
+        plan, seeds, results = FRESH_METHODS_OF, FRESH_SEEDS, HERE / "fresh.jsonl"
     elif not args.methods:
         plan = {task: [*methods, *ABLATIONS_OF.get(task, [])] for task, methods in plan.items()}
     split = "validation" if args.validation else "test"

@@ -14,8 +14,9 @@ from kinds import kinds_table
 from pairs import verdict
 from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, tuning_seeds
 from runs import HERE, Run, planned, read_results, read_tuned
-from tables import Results, ablation_table, family, main_table, rivals_table, task_tables, tried_table, tuned_table
+from tables import Results, ablation_table, family, main_table, rivals_table, task_tables
 from targets import changes, mean_change, targets
+from tried import tried_table, tuned_table
 from tune import grid_of
 
 ROOT = HERE.parents[1]
