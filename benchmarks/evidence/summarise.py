@@ -14,7 +14,7 @@ from kinds import kinds_table
 from pairs import verdict
 from plan import ABLATION_METHODS, ALL_TASKS, LOW_DATA_IMAGES, MAIN, METHODS_REPORTED, tuning_seeds
 from runs import HERE, Run, planned, read_results, read_tuned
-from tables import Results, ablation_table, family, main_table, rivals_table, task_tables
+from tables import Results, ablation_table, family, machines_of, main_table, rivals_table, task_tables
 from targets import changes, mean_change, targets
 from tried import tried_table, tuned_table
 from tune import grid_of
@@ -75,7 +75,7 @@ def machines(results: Results) -> str:
     for task, methods in results.items():
         of_machine: dict[str, list[str]] = defaultdict(list)
         for method, own in methods.items():
-            for name in {row["machine"] for row in own.values()}:
+            for name in machines_of(own):
                 of_machine[name].append(method)
         for name, there in of_machine.items():
             found[name].append(task if len(there) == len(methods) else f"{task} ({', '.join(there)})")

@@ -5,7 +5,7 @@ from typing import Any
 
 from pairs import compare
 from tables import Results, change, column, gain_cells, over, table
-from tune import grid_of
+from tune import grid_of, rows_at
 
 
 def tried_table(results: Results) -> list[str]:
@@ -54,9 +54,7 @@ def tuned_table(
     for task, methods in tuned.items():
         for method, values in methods.items():
             grid, own = grid_of(task, method), tuning[task, method]
-            accuracies = [
-                mean(row["accuracy"] for row in own if point.items() <= row["settings"].items()) for point in grid
-            ]
+            accuracies = [mean(row["accuracy"] for row in rows_at(own, point)) for point in grid]
             behind = 100 * (max(accuracies) - accuracies[grid.index(values)])
             rows.append([task, method, chosen(task, method), str(len({row["seed"] for row in own})), f"{behind:.2f}"])
     return table(["task", "method", "chosen", "seeds", "points below the most accurate"], rows)

@@ -64,10 +64,15 @@ def _baseline(task: str) -> list[dict[str, Any]]:
     return [{"learning_rate": rate, "weight_decay": decay} for rate, decay in pairs]
 
 
+def rows_at(rows: list[dict[str, Any]], point: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows whose settings are those of a point of the grid."""
+    return [row for row in rows if point.items() <= row["settings"].items()]
+
+
 def best(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> dict[str, Any]:
     """The one-standard-error rule: of the settings as accurate as the best, up to one standard error of the paired
     difference over seeds, that of the lowest mean loss."""
-    own = [{row["seed"]: row for row in rows if point.items() <= row["settings"].items()} for point in grid]
+    own = [{row["seed"]: row for row in rows_at(rows, point)} for point in grid]
     top = max(own, key=lambda scores: mean(row["accuracy"] for row in scores.values()))
 
     def is_as_good(scores: dict[int, dict[str, Any]]) -> bool:
