@@ -9,7 +9,7 @@ import runs
 from methods import METHODS, settings
 from on_ranks import launch
 from one_run import Run, execute
-from plan import ABLATION_METHODS, FOR_FEW_ROWS, FOR_MANY_ROWS, FRESH_SEEDS, LOW_DATA_IMAGES
+from plan import ABLATION_METHODS, FOR_FEW_ROWS, FOR_MANY_ROWS, FRESH_SEEDS, FRESH_TEXTS, LOW_DATA_IMAGES
 from runs import planned, read_tuned, run_all
 from tasks import Task
 from tune import best, grid_of
@@ -100,13 +100,13 @@ def test_without_methods_those_of_the_page_are_run_and_the_ablations_on_their_ta
     assert [run.method for run in asked] == ["trainer"]
 
 
-def test_fresh_runs_few_images_on_their_seeds_into_their_file(monkeypatch):
+def test_fresh_runs_some_tasks_on_their_seeds_into_their_file(monkeypatch):
     asked = []
     monkeypatch.setattr(command, "run_all", lambda runs, results, *others: asked.extend([results.name, *runs]) or [])
     monkeypatch.setattr(command, "print_means", list)
     command.main(["--fresh"])
     assert asked[0] == "fresh.jsonl"
-    assert {run.task for run in asked[1:]} == set(LOW_DATA_IMAGES)
+    assert {run.task for run in asked[1:]} == {*LOW_DATA_IMAGES, *FRESH_TEXTS}
     assert {(run.seed, run.split) for run in asked[1:]} == {(seed, "test") for seed in FRESH_SEEDS}
     rate = "learning_rate=0.02,weight_decay=0.3"
     methods = {run.method for run in asked[1:] if run.task == "fashion_mnist-5000/cnn"}

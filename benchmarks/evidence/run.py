@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", help="default: those that the page reports, with the ablations")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tune", action="store_true", help="choose the settings, and write them to tuned.json")
-    parser.add_argument("--fresh", action="store_true", help="few images once more on other seeds, into fresh.jsonl")
+    parser.add_argument("--fresh", action="store_true", help="some tasks once more on other seeds, into fresh.jsonl")
     parser.add_argument("--quick", action="store_true", help="two tasks, seven methods, five seeds, into outputs/")
     parser.add_argument("--validation", action="store_true", help="measure on unused training rows, not the test set")
     parser.add_argument("--results", type=Path)
