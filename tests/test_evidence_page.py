@@ -17,6 +17,7 @@ from plan import (
     DEFAULT,
     FRESH_METHODS_OF,
     FRESH_SEEDS,
+    LOW_DATA_IMAGES,
     MAIN,
     METHODS_OF,
     MOST_ACCURATE,
@@ -356,3 +357,10 @@ def test_page_and_readme_are_made_from_the_results():
     readme = (ROOT / "README.md").read_text()
     assert (ROOT / "docs" / "evidence.md").read_text() == page(results, fresh)
     assert readme == readme_with(readme, headline(results, fresh))
+
+
+def test_a_text_among_the_fresh_runs_changes_nothing_that_is_said_of_few_images():
+    results, fresh = current(HERE / "results.jsonl"), by_method(HERE / "fresh.jsonl")
+    images = {task: fresh[task] for task in LOW_DATA_IMAGES}
+    assert set(fresh) > set(images)
+    assert headline(results, fresh) == headline(results, images)

@@ -109,7 +109,7 @@ FRESH_SEEDS = list(range(200, 210))
 MOST_ACCURATE = dict.fromkeys(
     ("digits-100/cnn", "fashion_mnist-1000/cnn", "fashion_mnist-5000/cnn"), "learning_rate=0.02,weight_decay=0.3"
 )
-FRESH_TEXTS: list[str] = []
+FRESH_TEXTS = ["sst2-200/minilm"]
 FRESH_METHODS_OF = {
     task: [*DEFAULT, *(f"{method}:{MOST_ACCURATE[task]}" for method in DEFAULT if task in MOST_ACCURATE)]
     for task in (*LOW_DATA_IMAGES, *FRESH_TEXTS)
