@@ -1,7 +1,8 @@
 """What is run and what is compared: the methods, seeds and ablations of each task, and the families of tests.
 
 The families, the tasks and ten seeds (five where runs are long) came before the results. That some tasks have more
-seeds, that rivals were added on texts, and the ablations of the weight for many rows came after results had been seen.
+seeds, that rivals were added on texts and with the ResNet and the ViT, and the ablations of the weight for many rows
+came after results had been seen.
 """
 
 LOW_DATA_IMAGES = [
@@ -96,11 +97,14 @@ OTHERS = [
 ]
 
 WITHOUT_TUNED_FORMS = ("fashion_mnist-300/cnn", "fashion_mnist-5000/cnn", "banking77-5shot/minilm-last2")
+WITH_ALL = ("digits-100/cnn", "digits-300/cnn", "fashion_mnist-1000/cnn", "digits-100/vit")
+WITHOUT_FORMS = ("digits-100/resnet", "digits-300/resnet", "fashion_mnist-1000/resnet", "fashion_mnist-1000/vit")
 WITH_TWO_RIVALS = ("banking77-10shot/minilm-last2", "sst2-200/minilm-last2", "sst2-1000/minilm-last2")
 # The methods that a task is run with, beside its ablations; all others are run with the defaults and Trainer alone.
 METHODS_OF = {
-    **dict.fromkeys(("digits-100/cnn", "digits-300/cnn", "fashion_mnist-1000/cnn"), METHODS_REPORTED),
+    **dict.fromkeys(WITH_ALL, METHODS_REPORTED),
     **{task: [*DEFAULT, *RIVALS, *ON_TOP, *FORMS[:2]] for task in WITHOUT_TUNED_FORMS},
+    **dict.fromkeys(WITHOUT_FORMS, [*DEFAULT, *RIVALS, *ON_TOP]),
     **{task: [*DEFAULT, "label_smoothing", "dropout", *ON_TOP] for task in WITH_TWO_RIVALS},
 }
 # Once more on seeds that nothing else has: few images, there also at the most accurate of the tuned settings where
