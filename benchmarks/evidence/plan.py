@@ -98,7 +98,10 @@ OTHERS = [
 
 WITHOUT_TUNED_FORMS = ("fashion_mnist-300/cnn", "fashion_mnist-5000/cnn", "banking77-5shot/minilm-last2")
 WITH_ALL = ("digits-100/cnn", "digits-300/cnn", "fashion_mnist-1000/cnn", "digits-100/vit")
-WITHOUT_FORMS = ("digits-100/resnet", "digits-300/resnet", "fashion_mnist-1000/resnet", "fashion_mnist-1000/vit")
+WITHOUT_FORMS = [
+    *("digits-100/resnet", "digits-300/resnet", "digits-300/vit"),
+    *("fashion_mnist-300/resnet", "fashion_mnist-1000/resnet", "fashion_mnist-1000/vit"),
+]
 WITH_TWO_RIVALS = ("banking77-10shot/minilm-last2", "sst2-200/minilm-last2", "sst2-1000/minilm-last2")
 # The methods that a task is run with, beside its ablations; all others are run with the defaults and Trainer alone.
 METHODS_OF = {
