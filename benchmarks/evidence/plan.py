@@ -107,7 +107,7 @@ WITH_TWO_RIVALS = ("banking77-10shot/minilm-last2", "sst2-200/minilm-last2", "ss
 METHODS_OF = {
     **dict.fromkeys(WITH_ALL, METHODS_REPORTED),
     **{task: [*DEFAULT, *RIVALS, *ON_TOP, *FORMS[:2]] for task in WITHOUT_TUNED_FORMS},
-    **dict.fromkeys(WITHOUT_FORMS, [*DEFAULT, *RIVALS, *ON_TOP]),
+    **{task: [*DEFAULT, *RIVALS, *ON_TOP] for task in WITHOUT_FORMS},
     **{task: [*DEFAULT, "label_smoothing", "dropout", *ON_TOP] for task in WITH_TWO_RIVALS},
 }
 # Once more on seeds that nothing else has: few images, there also at the most accurate of the tuned settings where
