@@ -142,6 +142,9 @@ def test_the_page_says_which_tasks_ran_on_another_machine():
     }
     results["d"]["itra"] = {0: {"machine": "an abacus"}}  # the methods are named where not all of a task ran there
     assert machines(results) == "an abacus; a, d (trainer) on a slide rule"
+    for task in ("a", "d"):  # a machine of many methods is named without them, though more tasks had some on the other
+        results[task] |= {method: {0: {"machine": "a slide rule"}} for method in ("mixup", "dropout", "supcon")}
+    assert machines(results) == "a slide rule; b, c, d (itra) on an abacus"
 
 
 def test_the_time_of_a_step_is_compared_on_one_machine_alone():

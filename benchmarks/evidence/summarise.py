@@ -4,7 +4,7 @@ python benchmarks/evidence/summarise.py
 """
 
 import argparse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -75,8 +75,9 @@ def verdicts(results: Results) -> list[str]:
 
 
 def machines(results: Results) -> str:
-    """The machine of most tasks, then every other one with the tasks, or their methods, that ran on it."""
+    """The machine of most tasks' methods, then every other one with the tasks, or their methods, that ran on it."""
     found: dict[str, list[str]] = defaultdict(list)
+    methods_on: Counter[str] = Counter()
     for task, methods in results.items():
         of_machine: dict[str, list[str]] = defaultdict(list)
         for method, own in methods.items():
@@ -84,7 +85,8 @@ def machines(results: Results) -> str:
                 of_machine[name].append(method)
         for name, there in of_machine.items():
             found[name].append(task if len(there) == len(methods) else f"{task} ({', '.join(there)})")
-    most, *others = sorted(found, key=lambda name: -len(found[name]))
+            methods_on[name] += len(there)
+    most, *others = (name for name, _ in methods_on.most_common())
     return "; ".join([most, *(f"{', '.join(found[name])} on {name}" for name in others)])
 
 
