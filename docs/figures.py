@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from itra_hf import ClassPairedSampler, ITRAConfig, ITRATrainer
-from itra_hf.guards import ramp
 from itra_hf.losses import marginal_mmd
 from itra_hf.pairing import split_pair
 from itra_hf.report.drawing import COLOURS, THEMES, Picture, curve, finish
+from itra_hf.step import ramp
 
 FOLDER = Path(__file__).parent / "figures"
 STEPS, WEIGHT = 300, 3.0

@@ -28,33 +28,43 @@ class BatchGatherer:
     Every rank sends its sizes, and its rows in a space that was large enough on all ranks so far. Where they outgrow
     it somewhere, as in the first step, all ranks see that in the sizes and send once more.
 
+    Args:
+        device: of the rows.
+
     Example:
         >>> [(rows, labels)] = BatchGatherer().gather(torch.ones(2, 3), torch.tensor([0, 1]))
         >>> rows.shape, labels
         (torch.Size([2, 3]), tensor([0, 1]))
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self._space = 0  # bytes, the same on all ranks
 
-    def gather(self, rows: Tensor, labels: Tensor | None) -> list[Batch]:
+    def gather(self, rows: Tensor | None, labels: Tensor | None) -> list[Batch]:
         """The rows and labels of every rank, in rank order; this rank's rows carry gradient.
 
         Args:
-            rows: `[n, ...]`; `n` may differ between ranks, the other dimensions may not.
+            rows: `[n, ...]`; `n` may differ between ranks, the other dimensions may not. None: this rank has none.
             labels: `[n, ...]`, or None on all ranks.
 
         Returns:
-            A pair (rows, labels) for each rank; the arguments themselves where there is only one process.
+            A pair (rows, labels) for each rank, none where one of the ranks has no rows; the arguments themselves
+            where there is only one process.
 
         Raises:
             RanksDisagreeError: on all ranks, where their rows or labels differ in kind.
         """
         if not is_distributed():
-            return [(rows, labels)]
+            return [] if rows is None else [(rows, labels)]
+        if rows is None:
+            self._exchange([-1, -1, -1], torch.empty(0, dtype=torch.uint8, device=self.device))
+            return []
         parts = [_as_bytes(part) for part in (rows, labels) if part is not None]
         widths = [part.shape[1] for part in parts]
         all_sizes, bodies = self._exchange([len(rows), *widths, -1][:3], torch.cat(parts, 1).flatten())
+        if any(count < 0 for count, *_ in all_sizes):
+            return []
         _check_widths(all_sizes)
         counts, width = [count for count, *_ in all_sizes], sum(widths)
         if max(counts) * width > self._space:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from itra_hf.config import matching_arguments
@@ -12,36 +12,43 @@ from itra_hf.pairing import ClassPairedSampler
 logger = logging.get_logger(__name__)
 
 
-def class_pairs(trainer: Trainer, labels: Tensor, rows: int, others: Any) -> ClassPairedSampler | None:
-    """The sampler for `pairing="class"`; None, with a warning, where something else orders the rows.
+def class_pairs(trainer: Any, train_dataset: Any, parent_sampler: Any) -> Any:
+    """The sampler for `pairing="class"`; with a warning the other one, where something else orders the rows.
 
     Args:
-        trainer: whose arguments say how its rows are drawn.
-        labels: the class of every row.
-        rows: how many there are.
-        others: the method `_get_train_sampler` of the class after ITRATrainer.
+        trainer: whose arguments say how its rows are drawn, and which tells the class of every row.
+        train_dataset: as `_get_train_sampler` is given it.
+        parent_sampler: the method `_get_train_sampler` of the class after ITRATrainer.
 
     Raises:
         ValueError: if there is not one label a row.
     """
-    args, orders = trainer.args, None
+    args, orders, dataset = trainer.args, None, trainer.train_dataset
+    if has_length(train_dataset) and not (has_length(dataset) and len(dataset) == len(train_dataset)):
+        dataset = train_dataset  # else the whole one: Trainer gives it without the columns that no model takes
+    labels = trainer.get_train_labels(dataset)
+    if labels is None:
+        return parent_sampler(train_dataset)
     if args.train_sampling_strategy != "random":
         orders = f"train_sampling_strategy={args.train_sampling_strategy!r}"
-    elif others.__func__ is not Trainer._get_train_sampler:
-        orders = others.__qualname__
+    elif parent_sampler.__func__ is not Trainer._get_train_sampler:
+        orders = parent_sampler.__qualname__
     if orders is not None:
         logger.warning(
             f"{orders} decides on the order of the rows, so they are not paired by class, and the halves of a batch "
             "share a class by chance alone; pairing='random' has the same without this warning."
         )
-        return None
-    if len(labels) != rows:
+        return parent_sampler(train_dataset)
+    if len(labels) != len(dataset):
         raise ValueError(
-            f"get_train_labels gave {len(labels)} labels for {rows} training rows; give one a row, or None to pair "
-            "rows at random"
+            f"get_train_labels gave {len(labels)} labels for {len(dataset)} training rows; give one a row, or None to "
+            "pair rows at random"
         )
     _warn_of_odd_batches(trainer)
-    return ClassPairedSampler(labels, seed=args.seed if args.data_seed is None else args.data_seed)
+    sampler = ClassPairedSampler(labels, seed=args.seed if args.data_seed is None else args.data_seed)
+    trainer.remove_callback(SetSamplerEpoch)
+    trainer.add_callback(SetSamplerEpoch(sampler))
+    return sampler
 
 
 def _warn_of_odd_batches(trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.public import public_arguments
-from itra_hf.run_setup import matching_share
+from itra_hf.step import matching_share
 
 FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ class SavingTrainer(Trainer):
     It knows nothing of matching: `ITRATrainer` adds that.
     """
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest checkpoint written to its end.
 
         Raises:
@@ -29,10 +35,10 @@ class SavingTrainer(Trainer):
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
-                    f"{self.args.output_dir} holds no checkpoint that was written to its end; "
-                    "start again without resume_from_checkpoint"
+                    f"No valid checkpoint found in output directory ({self.args.output_dir}): none there was written "
+                    "to its end. Start again without resume_from_checkpoint"
                 )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, in such an order that a checkpoint with `trainer_state.json` is whole."""
@@ -46,7 +52,8 @@ class SavingTrainer(Trainer):
         with self._saved_arguments():
             super()._save(*args, **kwargs)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+    @wraps(Trainer.push_to_hub, assigned=())
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # the parameters are Trainer's
         """Push as Trainer does; an error tells that the model is not lost."""
         try:
             return super().push_to_hub(*args, **kwargs)

@@ -39,6 +39,11 @@ class ShardedTrainer(ITRATrainer):
 
 def full_weights(model: nn.Module) -> Tensor:
     """All parameters and buffers in one vector of float64, from all ranks where they are sharded."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # as DeepSpeed's ZeRO 3 shards it
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters(list(model.parameters())):
+            return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
     values = model.state_dict().values()
     values = [value.full_tensor() if isinstance(value, DTensor) else value for value in values]
     return torch.cat([value.double().flatten() for value in values])
@@ -58,7 +63,32 @@ class Unsupervised(tiny.Mlp):
         return {"loss": outputs["logits"].square().mean()} | outputs
 
 
-MODELS = {"counting": tiny.CountingMlp, "mlp": tiny.Mlp, "bert": tiny.bert, "unsupervised": Unsupervised}
+def squared_error(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """A loss that no model has: the Brier score."""
+    right = nn.functional.one_hot(labels, tiny.NUM_LABELS)
+    return (outputs["logits"].softmax(-1) - right).square().sum() / (num_items_in_batch or len(labels))
+
+
+class TwoHeads(tiny.Mlp):
+    """Takes another head for a batch that begins with a large number."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(dropout=dropout)
+        self.other = nn.Linear(6, tiny.NUM_LABELS)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        head = self.other if x[0, 0] > 50 else self.head
+        logits = head(self.body(x))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+MODELS = {
+    "two_heads": TwoHeads,
+    "counting": tiny.CountingMlp,
+    "mlp": tiny.Mlp,
+    "bert": tiny.bert,
+    "unsupervised": Unsupervised,
+}
 MATCHING_LOSSES = {"energy": energy_distance, "two_halves": two_halves}
 
 
@@ -80,6 +110,8 @@ def make_rows(kind: str, changes: dict) -> Any:
         rows = [row | {"labels": int(row["x"][:3].argmax())} for row in rows]
     if changes.pop("one_class_per_rank", False):  # in sequential order rank 0 gets the first half of each global batch
         rows = [row | {"x": row["x"] + i % 16 // 8, "labels": i % 16 // 8} for i, row in enumerate(rows)]
+    for row in changes.pop("large", []):
+        rows[row]["x"] = torch.full((4,), 99.0)
     for row in changes.pop("not_a_number", []):
         rows[row]["x"] = torch.full((4,), math.nan)
     for row in changes.pop("unlabelled", []):
@@ -112,6 +144,8 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
     if changes.pop("guessed", False):
         rows = tiny.guessed(model, rows)
     keywords = {"data_collator": collator, "matching_loss": MATCHING_LOSSES.get(changes.pop("loss", None))}
+    if changes.pop("compute_loss_func", False):
+        keywords["compute_loss_func"] = squared_error
     measures = changes.pop("measures", None)
     if measures:
         keywords["callbacks"] = [ITRADiagnosticsCallback(measures, every=2, max_share=1)]
@@ -132,30 +166,34 @@ def run(name: str, changes: dict, folder: Path, world_size: int) -> None:
 
 
 def collectives(folder: Path, world_size: int) -> None:
-    """What goes over the wire in the forward and in the backward pass of a step."""
+    """What goes over the wire in a step, and in its backward pass."""
     counted = {}
     for name, cls, changes in (
         ("Trainer", Trainer, {}),
         ("ITRATrainer", ITRATrainer, {}),
         ("whole step", ITRATrainer, {"matching_scope": "optimizer_step"}),
     ):
-        passes: dict[str, list[str]] = {"forward": [], "backward": []}
+        counted[name] = {}
+        for part in ("step", "backward"):  # the second is a part of the first; profilers cannot be nested
+            events: list[str] = []
 
-        def recorded(function: Any, into: list[str]) -> Any:
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-                    result = function(*args, **kwargs)
-                into.extend(event.name for event in profile.events() if event.name.startswith("c10d::"))
-                return result
+            def recorded(function: Any, into: list[str]) -> Any:
+                def wrapped(*args: Any, **kwargs: Any) -> Any:
+                    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                        result = function(*args, **kwargs)
+                    into.extend(event.name for event in profile.events() if event.name.startswith("c10d::"))
+                    return result
 
-            return wrapped
+                return wrapped
 
-        options = {"gradient_accumulation_steps": 2, "max_steps": 2, "matching_warmup_ratio": 0.0} | changes
-        trainer = tiny.trainer(folder / name, tiny.Mlp(), tiny.vectors(64), cls, **options)
-        trainer.compute_loss = recorded(trainer.compute_loss, passes["forward"])
-        trainer.accelerator.backward = recorded(trainer.accelerator.backward, passes["backward"])
-        trainer.train()
-        counted[name] = passes
+            options = {"gradient_accumulation_steps": 2, "max_steps": 2, "matching_warmup_ratio": 0.0} | changes
+            trainer = tiny.trainer(folder / name, tiny.Mlp(), tiny.vectors(64), cls, **options)
+            if part == "step":
+                trainer.training_step = recorded(trainer.training_step, events)
+            else:
+                trainer.accelerator.backward = recorded(trainer.accelerator.backward, events)
+            trainer.train()
+            counted[name][part] = events
     torch.save(counted, folder / f"collectives-{world_size}-{distributed.get_rank()}.pt")
 
 

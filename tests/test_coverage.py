@@ -134,19 +134,6 @@ def test_bfloat16_autocast(class_name):
     assert error < 0.02 * logits.abs().max()
 
 
-def test_a_gradient_goes_back_through_two_heads():
-    for class_name in ("DeiTForImageClassificationWithTeacher", "SwiftFormerForImageClassification"):
-        model, inputs = make(class_name)
-        head_input = HeadInput.find(model, inputs)
-        with head_input.attached():
-            outputs = model(**inputs)
-            rows = head_input.rows(outputs)
-            at_logits, *at_inputs = torch.autograd.grad(
-                outputs.logits.logsumexp(-1).sum(), (outputs.logits, *head_input.inputs)
-            )
-            torch.testing.assert_close(head_input.gradient(rows, at_logits), torch.cat(at_inputs, -1))
-
-
 @pytest.mark.parametrize("class_name", ["DeiTForImageClassificationWithTeacher", "LlamaForSequenceClassification"])
 def test_a_model_compiled_after_the_hook_gives_the_same_features(class_name):
     model, inputs = make(class_name)
@@ -154,7 +141,7 @@ def test_a_model_compiled_after_the_hook_gives_the_same_features(class_name):
     with head_input.attached():
         rows = [
             head_input.rows(forward(**inputs), inputs.get("attention_mask"))
-            for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True))
+            for forward in (model, torch.compile(model, backend="aot_eager"))
         ]
     torch.testing.assert_close(rows[0], rows[1])
 

@@ -86,7 +86,10 @@ def test_a_checkpoint_written_half_is_passed_over_with_a_warning(tmp_path, monke
 
 def test_nothing_to_resume_from_is_an_error_that_names_the_way_out(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
-    with pytest.raises(ValueError, match=r"written to its end; start again without resume_from_checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=r"^No valid checkpoint found in output directory \(.*Start again without resume_from_checkpoint",
+    ):
         tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors()).train(resume_from_checkpoint=True)
 
 

@@ -14,8 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from itra_hf import ITRATrainer
 from itra_hf.diagnostics import ITRADiagnosticsCallback, compactness, gradient_scatter, mode_separation
-from itra_hf.features import extract_features
-from itra_hf.hidden_state import HiddenState
+from itra_hf.features import HiddenState, extract_features
 
 ALL = ("compactness", "gradient_scatter", "over_adaptation")
 

@@ -32,6 +32,7 @@ SCENARIOS = {
     "custom": {"loss": "energy"},
     "random_pairs": {"pairing": "random"},
     "class_on_one_rank_only": ONE_CLASS_PER_RANK | {"matching": "class_conditional"},
+    "static_graph": {"ddp_static_graph": True},
     "ramp_alone": {"matching_max_grad_ratio": None, "matching_weight": 0.5},
     "many_rows": {"matching_max_grad_ratio": None, "matching_weight": 2.4, "matching_full_weight_rows": 2},
     "no_guards": {"matching_warmup_ratio": 0.0, "matching_max_grad_ratio": None, "matching_weight": 0.5},
@@ -66,6 +67,11 @@ ERRORS = {
     | ACCUMULATED
     | {"unlabelled": [*range(12, 16)], "matching_scope": "optimizer_step"},
 }
+OTHER_HEAD = {  # on rank 1 in the third step
+    "other_head": {"model": "two_heads", "large": [40], "ddp_find_unused_parameters": True, "max_steps": 4}
+    | {"train_sampling_strategy": "sequential", "matching_warmup_ratio": 0.0, "pairing": "random"},
+}
+OTHER_HEAD["other_head_local"] = OTHER_HEAD["other_head"] | {"gather_features": False}
 NOT_A_NUMBER = {"not_a_number": [24], "train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
 DIVERGED = {"diverged": NOT_A_NUMBER | {"max_steps": 3}}
 MICRO_BATCH = {"model": "bert", "guessed": True, "max_steps": 10, "learning_rate": 0.2} | ACCUMULATED
@@ -99,7 +105,8 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
     here = Path(__file__).parent
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
+    paths = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     script = [str(here / "ranks.py"), str(folder), str(world_size), json.dumps(scenarios)]
     command = [sys.executable, *(launcher if world_size > 1 else []), *script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
@@ -111,7 +118,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
     two_ranks = SCENARIOS | LOCAL | PADDED | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS
-    launch(folder, 2, two_ranks | DIVERGED | CHECKS)
+    launch(folder, 2, two_ranks | OTHER_HEAD | DIVERGED | CHECKS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
 
@@ -173,6 +180,14 @@ def test_a_batch_without_labels_on_one_rank_is_an_error_on_all(results, rank):
     assert "labels (-1: no labels) are rank 0: 24 and 8, rank 1: 24 and -1" in micro_batch
 
 
+@pytest.mark.parametrize("name", OTHER_HEAD)
+def test_a_batch_that_one_rank_cannot_match_is_passed_over_by_all(results, name):
+    first, second = results(name, 2, 0), results(name, 2, 1)
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["steps"] == second["steps"] == 4
+    assert [log["step"] for log in first["log"] if "matching_loss" in log] == [1, 2, 4]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_row_that_is_no_number_on_one_rank_shows_in_the_log_of_all(results, rank):
     result = results("diverged", 2, rank)
@@ -181,17 +196,19 @@ def test_a_row_that_is_no_number_on_one_rank_shows_in_the_log_of_all(results, ra
         assert [math.isnan(log[key]) for log in result["log"][:-1]] == [False, True, True], key
 
 
-def test_the_forward_pass_gathers_once_and_the_backward_pass_is_trainers(results):
+def test_the_forward_pass_gathers_once_and_the_backward_pass_sums_four_numbers(results):
     counted = results("collectives", 2)
-    trainer, ours, whole = counted["Trainer"], counted["ITRATrainer"], counted["whole step"]
-    assert trainer["backward"]
-    assert ours["backward"] == whole["backward"] == trainer["backward"]
-    assert trainer["forward"] == []
+    reduced, gathered = "c10d::allreduce_", "c10d::allgather_"
+    trainer, ours, whole = (counted[name] for name in ("Trainer", "ITRATrainer", "whole step"))
+    by_ddp = len(trainer["backward"])
+    assert trainer["step"] == trainer["backward"] == by_ddp * [reduced]
+    assert ours["backward"] == (by_ddp + 4) * [reduced]  # the cap's norms and odds, once in each of four micro-batches
     # in the first step alone: do the ranks' labels agree, and how many rows have they?
-    first = 2 * ["c10d::allgather_"]
-    each = ["c10d::allgather_", "c10d::allreduce_"]  # features with labels; norms and odds for the cap
-    assert ours["forward"] == first + 4 * each
-    assert whole["forward"] == first + 2 * each  # once in an optimizer step of two micro-batches
+    assert ours["step"].count(gathered) == 2 + 4  # features with labels
+    assert len(ours["step"]) == 2 + 4 + len(ours["backward"])
+    assert whole["backward"] == trainer["backward"]
+    assert whole["step"].count(gathered) == 2 + 2  # once in an optimizer step of two micro-batches
+    assert len(whole["step"]) == 2 + 2 + 2 + by_ddp  # and once the cap's norms and odds
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -211,14 +228,20 @@ def test_fsdp2_has_the_losses_of_ddp(results, name):
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_deepspeed_zero2_has_the_losses_of_ddp(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_has_the_losses_of_ddp(tmp_path, monkeypatch, stage):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    launch(tmp_path, 2, WHOLE)
-    launch(tmp_path, 2, {f"zero2_{name}": changes | {"deepspeed": ZERO2} for name, changes in WHOLE.items()})
-    for name in WHOLE:
-        zero2, ddp = (torch.load(tmp_path / f"{run}-2-0.pt", weights_only=False) for run in (f"zero2_{name}", name))
-        assert zero2["engine"] == "DeepSpeedEngine"
-        assert_equal_runs(zero2, ddp)
+    runs = WHOLE if stage == 2 else {"micro_batch": MICRO_BATCH}
+    runs = runs | {"smoothed": MICRO_BATCH | {"label_smoothing_factor": 0.1}}
+    runs |= {"loss_func": MICRO_BATCH | {"compute_loss_func": True}}
+    launch(tmp_path, 2, runs)
+    zero = ZERO2 | {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
+    launch(tmp_path, 2, {f"zero_{name}": changes | {"deepspeed": zero} for name, changes in runs.items()})
+    for name in runs:
+        sharded, ddp = (torch.load(tmp_path / f"{run}-2-0.pt", weights_only=False) for run in (f"zero_{name}", name))
+        assert sharded["engine"] == "DeepSpeedEngine"
+        assert any(0 < log["matching_weight"] < 2 for log in ddp["log"][:-1])  # the cap is at work
+        assert_equal_runs(sharded, ddp)
 
 
 @pytest.mark.skipif(

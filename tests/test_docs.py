@@ -65,8 +65,8 @@ def messages(path: Path) -> Iterator[str]:
         if not isinstance(call, ast.Call) or not call.args:
             continue
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        if isinstance(node, ast.Raise) or name in ("warning", "warning_once", "warn", "exit", "add_note", "_refuse"):
-            text = template(call.args[0], constants)
+        if isinstance(node, ast.Raise) or name in ("warning", "warning_once", "warn", "exit", "add_note", "refuse"):
+            text = template(call.args[1 if name == "refuse" else 0], constants)  # its first argument is the trainer
             if text is not None and not re.fullmatch(r"itra-hf( \w+| …)?: …", text):
                 yield text
 

@@ -35,7 +35,7 @@ from transformers import (
 
 from itra_hf import ITRATrainer
 from itra_hf.config import MatchingArguments
-from itra_hf.matching import LOGGED
+from itra_hf.step import LOGGED
 
 WORDS = ["good", "bad", "fine", "awful", "film", "plot", "the", "was"]
 OURS = set(LOGGED)

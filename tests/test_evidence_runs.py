@@ -14,7 +14,8 @@ from runs import planned, read_tuned, run_all
 from tasks import Task
 from tune import best, grid_of
 
-from itra_hf import ClassPairedSampler, guards
+from itra_hf import ClassPairedSampler
+from itra_hf.step import guards
 
 
 def test_all_methods_start_from_the_same_weights_and_take_the_same_steps():

@@ -61,6 +61,6 @@ def test_the_seed_is_that_of_the_data_where_it_is_given(tmp_path):
     labels = torch.arange(48) % 3
     for changes, seed in (({"seed": 3}, 3), ({"seed": 3, "data_seed": -1}, -1)):
         run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), **changes)
-        sampler = class_pairs(run, labels, 48, super(ITRATrainer, run)._get_train_sampler)
+        sampler = class_pairs(run, run.train_dataset, super(ITRATrainer, run)._get_train_sampler)
         assert list(sampler) == list(ClassPairedSampler(labels, seed=seed))
     assert list(ClassPairedSampler(labels, seed=-1)) != list(ClassPairedSampler(labels, seed=1))

@@ -330,13 +330,6 @@ def test_a_compiled_model_is_capped_as_an_eager_one(tmp_path, make, keywords):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_compiled_loss_of_the_models_own_is_refused_with_the_cap(tmp_path):
-    options = {"torch_compile": True, "torch_compile_backend": "aot_eager", "matching_warmup_ratio": 0.0}
-    run = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(), **options)
-    with pytest.raises(RuntimeError, match=r"Mlp.*compute_loss_func"):
-        run.train()
-
-
 def test_auto_takes_the_form_that_fits_the_labels(tmp_path):
     multi_label = [row | {"labels": torch.tensor([1.0, 0.0, row["labels"] % 2])} for row in tiny.texts()]
     targets = [row | {"labels": row["labels"] / 3} for row in tiny.texts()]
@@ -382,7 +375,10 @@ def test_an_odd_batch_and_a_last_batch_of_one_row_work(tmp_path):
     )
     run.train()
     assert all(value >= 0 for value in tiny.logs_of(run, "matching_loss"))
-    assert len(tiny.logs_of(run, "matching_loss")) == 10
+    alone = {5, 10}  # steps whose batch has one row, which has no other to be matched with
+    assert [entry["step"] for entry in run.state.log_history if "matching_loss" in entry] == sorted(
+        {*range(1, 11)} - alone
+    )
 
 
 def test_batches_are_paired_by_class_where_labels_are_known(tmp_path):

@@ -15,7 +15,8 @@ from tasks import Task
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf import ClassPairedSampler, ITRAConfig, guards
+from itra_hf import ClassPairedSampler, ITRAConfig
+from itra_hf.step import guards
 
 
 class Run(NamedTuple):

@@ -71,9 +71,9 @@ class Rival(Trainer):
         """Trainer's loss, the outputs, and the head's input `[rows, d]`."""
         if self._head is None:
             self._head = HeadInput.find(self.model, inputs)
-            self._head.attach()
-        loss, outputs = self.task_loss(model, inputs)
-        return loss, outputs, self._head.rows(outputs, inputs.get("attention_mask")).float()
+        with self._head.attached():
+            loss, outputs = self.task_loss(model, inputs)
+            return loss, outputs, self._head.rows(outputs, inputs.get("attention_mask")).float()
 
 
 class CentreLossTrainer(Rival):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from itra_hf.grad_cache import RandomState
+from itra_hf.features import undisturbed
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
@@ -127,21 +127,6 @@ def over_adaptation(
         after = losses()
     on_batch, on_fresh = (old - new for old, new in zip(before, after, strict=True))
     return {"fall_on_batch": on_batch, "fall_on_fresh": on_fresh, "over_adaptation": on_batch - on_fresh}
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's mode and the state of every random number generator are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    state = RandomState.capture(device)
-    model.eval()
-    try:
-        yield
-    finally:
-        state.restore(device)
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 
 from itra_hf.config import MatchingArguments
-from itra_hf.diagnostics.gradients import gradient_scatter, over_adaptation, undisturbed
+from itra_hf.diagnostics.gradients import gradient_scatter, over_adaptation
 from itra_hf.diagnostics.modes import mode_separation
 from itra_hf.diagnostics.scatter import compactness
-from itra_hf.features import HeadInput, extract_features
-from itra_hf.hidden_state import HiddenState
+from itra_hf.features import HeadInput, HiddenState, extract_features, undisturbed
 from itra_hf.labels import label_name
 
 Rows = tuple[Tensor, Tensor]  # features `[n, d]` and labels `[n]`

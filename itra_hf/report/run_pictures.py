@@ -2,9 +2,9 @@
 
 from matplotlib.figure import Figure
 
-from itra_hf.guards import ramp
 from itra_hf.report.drawing import Picture, curve, finish, told
 from itra_hf.report.runs import Run, Series
+from itra_hf.step import ramp
 
 
 def run_pictures(run: Run) -> list[Picture]:

@@ -5,7 +5,7 @@ before, and nothing in the loss ends it. Under Adam a gradient that points the s
 than its norm says. Before the task is learned, shrinking costs it little; so the cap opens as the model learns.
 """
 
-from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -72,10 +72,11 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
         given = labels if logits is None else logits
         return torch.tensor([LEARNED / 4, 1.0], device=None if given is None else given.device)
     classes = logits.shape[-1]
-    known = (labels >= 0) & (labels < classes)
-    probabilities = logits.detach().float().softmax(-1)
-    right = probabilities.gather(1, (labels.long() * known)[:, None])[:, 0]
-    return torch.stack([((classes * right - 1) * known).sum(), ((1 - right) * known).sum()])
+    index = labels.long().clamp(0, classes - 1)
+    known = (index == labels).float()
+    right = logits.detach().float().softmax(-1).gather(1, index[:, None])[:, 0].dot(known)
+    rows = known.sum()
+    return torch.stack([classes * right - rows, rows - right])
 
 
 def _are_classes(labels: Tensor, logits: Tensor) -> bool:
@@ -83,7 +84,7 @@ def _are_classes(labels: Tensor, logits: Tensor) -> bool:
     return is_one_a_row and not labels.is_floating_point() and logits.shape[-1] > 1
 
 
-def capped_weight(weight: float, squared_norms: Tensor, excess: Tensor, max_ratio: float) -> Tensor:
+def capped_weight(weight: float, norms: Sequence[Tensor] | Tensor, excess: Tensor, max_ratio: float) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
     `min(weight, max_ratio * opening * |task gradient| / |matching gradient|)`, where
@@ -93,7 +94,7 @@ def capped_weight(weight: float, squared_norms: Tensor, excess: Tensor, max_rati
 
     Args:
         weight: the weight that is asked for.
-        squared_norms: `[2]`, the squared norms of the task's and of the unweighted matching's feature gradient.
+        norms: of the task's and of the unweighted matching's feature gradient, two scalars.
         excess: `[2]`, the sums of `excess_odds`; no rows count as labels that are no classes.
         max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`, once the task is learned.
 
@@ -101,20 +102,20 @@ def capped_weight(weight: float, squared_norms: Tensor, excess: Tensor, max_rati
         A scalar tensor; `weight` where the matching has no gradient.
 
     Example:
-        >>> norms = torch.tensor([4.0, 400.0])
+        >>> norms = torch.tensor([2.0, 20.0])
         >>> capped_weight(1.0, norms, excess=torch.tensor([80.0, 1.0]), max_ratio=1.0)
         tensor(0.1000)
         >>> capped_weight(1.0, norms, excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
         tensor(0.0250)
-        >>> capped_weight(1.0, torch.tensor([4.0, 0.0]), excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
+        >>> capped_weight(1.0, torch.tensor([2.0, 0.0]), excess=torch.tensor([10.0, 1.0]), max_ratio=1.0)
         tensor(1.)
     """
-    task, matching = squared_norms.sqrt().unbind()
+    task, matching = norms
     above, missing = excess
-    unknown = (above == 0) & (missing == 0)
-    opening = torch.where(unknown, 0.25, above / (LEARNED * missing)).clamp(0, 1)
-    limit = max_ratio * opening * task / matching
-    return torch.where(matching > 0, limit.clamp(max=weight), weight)
+    odds = (above / missing).nan_to_num(LEARNED / 4, float("inf"))  # 0 / 0: of no row the class is known
+    share = (max_ratio / LEARNED * odds).clamp(0, max_ratio)
+    limit: Tensor = (share * task / matching).nan_to_num(weight, float("inf"))  # 0 / 0: no gradient
+    return limit.clamp(max=weight)
 
 
 class CollapseWatch:
@@ -139,21 +140,28 @@ class CollapseWatch:
         self.threshold = threshold
         self._sum: Tensor | float = 0.0
         self._steps = 0
-        self._recent: deque[Tensor] = deque(maxlen=10)
+        self._recent: list[Tensor] = []  # the scatter of steps that are in no sum yet
 
     def update(self, rows: Tensor) -> None:
         """Take note of a step's features, `[rows, d]`; a batch of one row says nothing."""
         if len(rows) > 1:
-            scatter = rows.detach().float().var(0, correction=0).sum()
-            self._sum = self._sum + scatter
-            self._steps += 1
-            self._recent.append(scatter)
+            self._recent.append(rows.detach().float().var(0, correction=0).sum())
+            if len(self._recent) > 100:
+                self._add_up(self._recent[:-10])
+                del self._recent[:-10]
 
     def collapsed(self) -> bool:
         """Whether the features of all steps since the last call, of its ten last ones at most, had collapsed.
 
         It asks the device, so call it seldom.
         """
-        recent = list(self._recent)
-        self._recent.clear()
-        return bool(recent) and bool(torch.stack(recent).max() <= self.threshold * self._sum / self._steps)
+        recent, self._recent = self._recent, []
+        self._add_up(recent)
+        if not recent:
+            return False
+        return bool(torch.stack(recent[-10:]).max() <= self.threshold * self._sum / self._steps)
+
+    def _add_up(self, scatters: list[Tensor]) -> None:
+        if scatters:
+            self._sum = self._sum + torch.stack(scatters).sum()
+            self._steps += len(scatters)

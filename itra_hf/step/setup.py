@@ -1,15 +1,63 @@
 """What the setup of a run means for its matching: what is refused, and the share of the weight that its rows leave."""
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
+from transformers.utils.hub import PushToHubMixin
 
 from itra_hf.config import MatchingArguments, matching_arguments
-from itra_hf.guards import share_for_rows
+from itra_hf.features import HeadNotFoundError, head_candidates
 from itra_hf.labels import LABEL_COLUMNS, label_column, label_kind
-from itra_hf.matching import choose_matching_loss
+from itra_hf.sampling import SetSamplerEpoch
+from itra_hf.step.forms import choose_matching_loss
+from itra_hf.step.guards import ramp, share_for_rows
+
+logger = logging.get_logger(__name__)
+
+OTHER_FEATURES = "a model with a classification head, or a hidden state (feature_layer) and matching='marginal'"
+
+
+def check_head(model: nn.Module) -> None:
+    """Raise `HeadNotFoundError` if a model of transformers or peft has no layer that its config's labels fit."""
+    if isinstance(model, PushToHubMixin) and not head_candidates(model):
+        labels = cast(Any, model).config.num_labels
+        raise HeadNotFoundError(
+            f"{type(model).__name__} has no linear classification head (config.num_labels={labels})"
+        )
+
+
+def is_asked(trainer: Any) -> bool:
+    """Whether the user of an ITRATrainer has asked for its matching, so that it is an error where it cannot be had."""
+    return matching_arguments(trainer.args).matching != "auto" or trainer.matching_loss is not None
+
+
+def refuse(trainer: Any, reason: str, way_out: str = OTHER_FEATURES, asked: bool = False) -> None:
+    """No matching in this run: an error where one was asked for, else one warning.
+
+    Args:
+        trainer: an ITRATrainer.
+        reason: why it cannot match.
+        way_out: what to do instead.
+        asked: whether another option asks for what cannot be had.
+    """
+    if asked or is_asked(trainer):
+        raise HeadNotFoundError(f"{reason}; take matching='none', or {way_out}")
+    is_paired = any(isinstance(callback, SetSamplerEpoch) for callback in trainer.callback_handler.callbacks)
+    but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
+    if not trainer.cannot_match:
+        logger.warning(f"{reason}; training goes on without matching, as under Trainer{but if is_paired else ''}.")
+    trainer.cannot_match = True
+
+
+def asked_weight(trainer: Trainer) -> float:
+    """The matching's weight in this step, before the cap: for so many rows, after the ramp."""
+    args = matching_arguments(trainer.args)
+    ramped = ramp(trainer.state.global_step, trainer.state.max_steps, args.matching_warmup_ratio)
+    return args.matching_weight * matching_share(trainer) * ramped
 
 
 def matching_share(trainer: Trainer) -> float:
@@ -22,19 +70,25 @@ def matching_share(trainer: Trainer) -> float:
     return share_for_rows(rows, planned / rows, matching_arguments(trainer.args).matching_full_weight_rows)
 
 
-def check_setup(trainer: Trainer, model: nn.Module, rows: int, own_loss: bool) -> None:
+def check_setup(trainer: Any, rows: int, training: bool) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
     Args:
-        trainer: as its constructor leaves it.
-        model: the one it trains.
+        trainer: an ITRATrainer that matches.
         rows: of a batch of one device; of all of them, where batches are split over the ranks.
-        own_loss: whether a loss of the user's matches, which takes any labels.
+        training: whether training begins, where `"auto"` warns of a model without a head.
 
     Raises:
         ValueError: with the value and the way out.
     """
     args = matching_arguments(trainer.args)
+    try:
+        if args.feature_layer == "head":
+            check_head(trainer.model)
+    except HeadNotFoundError as error:
+        if training or is_asked(trainer):
+            refuse(trainer, str(error))
+        return
     if trainer.args.n_gpu > 1:
         raise ValueError(
             f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
@@ -47,26 +101,20 @@ def check_setup(trainer: Trainer, model: nn.Module, rows: int, own_loss: bool) -
             "matching_scope='optimizer_step' runs every micro-batch twice with the same dropout masks, which a "
             "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
         )
-    if trainer.args.torch_compile and args.feature_layer != "head" and args.matching_max_grad_ratio is not None:
+    kwargs = cast(dict[str, Any], trainer.args.gradient_checkpointing_kwargs or {})
+    if args.feature_layer != "head" and trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):
         raise ValueError(
-            f"a compiled model hides the task's gradient at a hidden state (feature_layer={args.feature_layer!r}), so "
-            "the cap on the matching's gradient cannot be kept; take feature_layer='head', or set torch_compile=False "
-            "or matching_max_grad_ratio=None"
+            f"feature_layer={args.feature_layer!r} lies where gradient checkpointing with use_reentrant=True keeps no "
+            "graph; take gradient_checkpointing_kwargs={'use_reentrant': False}, or feature_layer='head'"
         )
-    if trainer.args.ddp_static_graph and trainer.args.world_size > 1 and args.matching_max_grad_ratio is not None:
-        raise ValueError(
-            "with ddp_static_graph=True DDP reduces the first gradient that is taken, which is the cap's, and the "
-            "ranks drift apart; leave ddp_static_graph out, or set matching_max_grad_ratio=None"
-        )
-    if trainer.is_deepspeed_enabled and args.matching_max_grad_ratio is not None:
-        _check_deepspeed(trainer)
     if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
         raise ValueError(
             "train_sampling_strategy='batch_rebalance' makes its own batches, which pairing='class' cannot keep; "
             "take pairing='random' or another strategy"
         )
-    if not own_loss and args.matching in ("class_conditional", "joint"):
-        _check_labels(trainer, args, model)
+    changed = not training or trainer.model_init is not None  # what was looked at before is not read again
+    if changed and trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
+        _check_labels(trainer, args)
 
 
 def check_rows(trainer: Trainer, rows: int) -> None:
@@ -90,19 +138,7 @@ def check_rows(trainer: Trainer, rows: int) -> None:
         )
 
 
-def _check_deepspeed(trainer: Trainer) -> None:
-    """Refuse what hides the task's gradient from the cap under DeepSpeed."""
-    way_out = "set matching_max_grad_ratio=None and a small matching_weight, or train with DDP or FSDP2"
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(f"DeepSpeed's ZeRO stage 3 shards the head's weight, which the cap needs; {way_out}")
-    if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
-        raise ValueError(
-            "under DeepSpeed the cap knows the loss that transformers takes of the logits, but not label smoothing or "
-            f"compute_loss_func; {way_out}"
-        )
-
-
-def _check_labels(trainer: Trainer, args: MatchingArguments, model: nn.Module) -> None:
+def _check_labels(trainer: Trainer, args: MatchingArguments) -> None:
     """Refuse a form that the training set's labels, as far as they can be read at once, do not serve."""
     columns = getattr(trainer.train_dataset, "column_names", None)
     if trainer.args.remove_unused_columns and columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
@@ -112,4 +148,4 @@ def _check_labels(trainer: Trainer, args: MatchingArguments, model: nn.Module) -
         )
     values = label_column(trainer.train_dataset)
     if values is not None and values.dtype.kind in "iufb":
-        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), model))
+        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), cast(Any, trainer.model)))

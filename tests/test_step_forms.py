@@ -5,7 +5,7 @@ import torch
 
 from itra_hf.config import MatchingArguments
 from itra_hf.losses import class_conditional_mmd, joint_mmd, marginal_mmd
-from itra_hf.matching import choose_matching_loss
+from itra_hf.step.forms import choose_matching_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 SOURCE, TARGET = torch.randn(6, 3, generator=GENERATOR), torch.randn(5, 3, generator=GENERATOR)

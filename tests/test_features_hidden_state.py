@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from itra_hf.features import HeadNotFoundError
-from itra_hf.hidden_state import HiddenState
+from itra_hf.features import HeadNotFoundError, HiddenState
 
 MODELS = {"bert": (tiny.bert, tiny.texts), "gpt2": (tiny.gpt2, tiny.texts), "vit": (tiny.vit, tiny.images)}
 MODELS |= {"resnet": (tiny.resnet, tiny.images)}
@@ -39,14 +38,13 @@ def test_reads_the_hidden_state_that_transformers_returns(name, layer, pooling):
     if mask is not None:
         mask[0, :2] = 0  # padding on the left
         mask[1, -2:] = 0  # and on the right
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     features = HiddenState.find(model, batch, layer, pooling)
+    assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     with features.attached():
         outputs = model(**batch, output_hidden_states=True)
         ours = features.rows(outputs, mask)
     torch.testing.assert_close(ours, pooled(outputs.hidden_states[layer], pooling, mask))
-    assert features._read not in {
-        getattr(hook, "func", None) for m in model.modules() for hook in m._forward_hooks.values()
-    }
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -84,20 +82,6 @@ def test_an_index_out_of_range_is_named_with_the_range(tmp_path):
     run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), feature_layer=5, matching="marginal")
     with pytest.raises(HeadNotFoundError, match=r"3 hidden states.*feature_layer=5.*from -3 to 2"):
         run.train()
-
-
-def test_a_compiled_model_has_no_cap_at_a_hidden_state(tmp_path):
-    options = {"feature_layer": 1, "torch_compile_backend": "aot_eager", "logging_steps": 1}
-    with pytest.raises(ValueError, match=r"feature_layer=1.*feature_layer='head'.*matching_max_grad_ratio=None"):
-        tiny.trainer(tmp_path, tiny.bert(0.0), tiny.texts(), **options)
-    torch._dynamo.reset()
-    start, losses = tiny.bert(0.0), []
-    for backend in (None, "aot_eager"):
-        options |= {"torch_compile_backend": backend, "matching_max_grad_ratio": None, "matching_weight": 0.01}
-        run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.texts(), **options)
-        run.train()
-        losses.append(tiny.logs_of(run, "loss"))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_language_model_can_match_a_hidden_state(tmp_path):

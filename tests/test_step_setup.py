@@ -4,7 +4,8 @@ import pytest
 import tiny
 import torch
 
-from itra_hf import ITRATrainer, labels, run_setup
+from itra_hf import ITRATrainer, labels
+from itra_hf.step import setup
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_beyond_the_rows_of_full_weight_for_an_epoch_the_weight_falls_as_one_ove
 
 def test_the_labels_of_all_rows_are_checked_at_construction_alone(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(run_setup, "label_column", lambda rows: read.append(rows) or labels.label_column(rows))
+    monkeypatch.setattr(setup, "label_column", lambda rows: read.append(rows) or labels.label_column(rows))
     trainer = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(16), matching="class_conditional", max_steps=1)
     trainer.train()
     assert len(read) == 1
@@ -88,11 +89,16 @@ def test_a_batch_size_that_is_set_to_one_later_is_an_error_when_training_begins(
         run.train()
 
 
-def test_a_static_graph_on_several_ranks_is_refused_with_the_cap(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny.ITRAConfig, "world_size", 2)
-    with pytest.raises(ValueError, match=r"ddp_static_graph=True.*matching_max_grad_ratio=None"):
-        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), ddp_static_graph=True)
-    tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), ddp_static_graph=True, matching_max_grad_ratio=None)
+@pytest.mark.parametrize("layer", ["head", 1])
+def test_reentrant_checkpointing_serves_the_head_and_is_refused_with_a_hidden_state(tmp_path, layer):
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    if layer == "head":
+        run = tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), **reentrant)
+        run.train()
+        assert all(value > 0 for value in tiny.logs_of(run, "matching_loss"))
+    else:
+        with pytest.raises(ValueError, match=r"feature_layer=1.*'use_reentrant': False.*feature_layer='head'"):
+            tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), feature_layer=layer, **reentrant)
 
 
 def test_data_parallel_is_refused(tmp_path):

@@ -1,0 +1,171 @@
+"""A hidden state as the features: read by a hook on the module that makes it, pooled to one row per example."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from itra_hf.features.pooling import end_token, masked_mean
+from itra_hf.features.reader import FeatureReader, HeadNotFoundError
+from itra_hf.features.recorder import Call, Recorder
+from itra_hf.features.undisturbed import undisturbed
+
+INSTALLED = "_output_capturing_hooks_installed"  # how transformers marks a model with its hooks; it has no public name
+ASK = {"output_hidden_states": True}  # what a model is given so that it returns its hidden states
+
+
+class HiddenState(FeatureReader):
+    """Reads one hidden state of a model, one row per example, without asking the model for all of them.
+
+    Args:
+        module: the module whose output is the hidden state.
+        pooling: `"first"`, `"last"` or `"mean"`, over the tokens that are attended; of a map `[rows, d, height, width]`
+            always the mean over its places.
+        call_index: which call of the module, counted from 0; None means the last.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=1)
+        >>> model = BertForSequenceClassification(BertConfig(**sizes)).eval()
+        >>> inputs = {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}
+        >>> features = HiddenState.find(model, inputs, layer=1)
+        >>> with features.attached():
+        ...     outputs = model(**inputs, output_hidden_states=True)
+        ...     rows = features.rows(outputs)
+        >>> torch.equal(rows, outputs.hidden_states[1].mean(1))
+        True
+    """
+
+    def __init__(self, module: nn.Module, pooling: str, call_index: int | None = None) -> None:
+        super().__init__([module], [call_index], outputs=True)
+        self.pooling = pooling
+
+    @classmethod
+    def find(cls, model: nn.Module, inputs: Mapping[str, Any], layer: int, pooling: str = "auto") -> Self:
+        """Find the module that makes hidden state `layer`, by a forward pass that leaves the model as it was.
+
+        Args:
+            model: a model of transformers.
+            inputs: a batch.
+            layer: index into `hidden_states`; 0 is the embeddings, -1 the last. Of a model with an encoder and a
+                decoder, into the encoder's.
+            pooling: `"auto"` is the mean.
+
+        Raises:
+            HeadNotFoundError: if the model has no such hidden state, or no module gives it.
+        """
+        recorder = Recorder(model.modules())
+        with asking(model), recorder.on(), undisturbed(model), torch.no_grad():
+            try:
+                outputs = model(**inputs, **ASK)
+            except TypeError as error:
+                raise HeadNotFoundError(
+                    f"{type(model).__name__} cannot be asked for hidden states ({error}); take feature_layer='head'"
+                ) from error
+        return cls.explain(recorder.calls, outputs, layer, pooling, type(model).__name__)
+
+    @classmethod
+    def explain(cls, calls: Sequence[Call], outputs: Any, layer: int, pooling: str, name: str) -> Self:
+        """The module among the noted calls of a forward pass that made hidden state `layer`.
+
+        Args:
+            calls: of every module of the model.
+            outputs: of the model, which was asked for its hidden states.
+            layer: as of `find`.
+            pooling: as of `find`.
+            name: of the model, for messages.
+
+        Raises:
+            HeadNotFoundError: as `find`.
+        """
+        states = _hidden_states(outputs, name)
+        if not -len(states) <= layer < len(states):
+            raise HeadNotFoundError(
+                f"{name} has {len(states)} hidden states, and feature_layer={layer} is none of them; "
+                f"take an index from {-len(states)} to {len(states) - 1}, or feature_layer='head'"
+            )
+        state, found = states[layer].detach(), None
+        for call in calls:
+            tensor = _first_tensor(call.output)
+            if tensor is not None and tensor.shape == state.shape and torch.equal(tensor.to(state.dtype), state):
+                found = call
+        if found is None:
+            raise HeadNotFoundError(f"no module of {name} gives its hidden state {layer}; take another feature_layer")
+        own = [call for call in calls if call.module is found.module]
+        index = None if len(own) == 1 else next(number for number, call in enumerate(own) if call is found)
+        return cls(found.module, "mean" if pooling == "auto" else pooling, index)
+
+    def tensors(self, calls: Sequence[Call]) -> tuple[Tensor, ...]:
+        """The hidden state."""
+        states = (_first_tensor(call.output) for call in calls)
+        return tuple(state for state in states if state is not None)
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Within this context, without gradient, the graph begins at the hidden state."""
+        numbers = itertools.count()
+
+        def begin(module: nn.Module, args: Any, output: Any) -> Any:
+            if next(numbers) != (self.call_index[0] or 0):
+                return output
+            torch.set_grad_enabled(True)
+            if isinstance(output, Tensor):
+                return output.detach().requires_grad_()
+            return (output[0].detach().requires_grad_(), *output[1:])
+
+        handle = self.modules[0].register_forward_hook(begin, prepend=True)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            handle.remove()
+
+    def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
+        """One row per example, `[rows, d]`, of the hidden state."""
+        (state,) = tensors
+        if state.ndim == 2:
+            return state
+        if state.ndim == 4:
+            return state.mean((2, 3))
+        if self.pooling == "mean":
+            return masked_mean(state, mask)
+        return end_token(state, mask, last=self.pooling == "last")
+
+
+@contextmanager
+def asking(model: nn.Module) -> Iterator[None]:
+    """Within this context a model may be asked for its hidden states; the hooks that transformers then puts on go.
+
+    They would stay for good, and a model that has them cannot be pickled.
+    """
+    hooks = {module: set(module._forward_hooks) for module in model.modules()}
+    marked = {module for module in hooks if INSTALLED in vars(module)}
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            for key in set(module._forward_hooks) - hooks.get(module, set()):
+                del module._forward_hooks[key]
+            if module not in marked:
+                vars(module).pop(INSTALLED, None)
+
+
+def _hidden_states(outputs: Any, name: str) -> Sequence[Tensor]:
+    """All hidden states of a forward pass; those of the encoder, where there is a decoder, too."""
+    if not isinstance(outputs, Mapping):
+        raise HeadNotFoundError(
+            f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; set "
+            "config.return_dict=True, or take feature_layer='head'"
+        )
+    states = outputs.get("hidden_states", outputs.get("encoder_hidden_states"))
+    if states is None:
+        raise HeadNotFoundError(f"{name} gives no hidden states; take feature_layer='head'")
+    return cast(Sequence[Tensor], states)
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    entry = output[0] if isinstance(output, tuple) and output else output
+    return entry if isinstance(entry, Tensor) else None

@@ -1,0 +1,75 @@
+"""What all features have in common: which calls of a model's modules they are read from, and how."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from itra_hf.features.recorder import Call, Recorder
+
+
+class HeadNotFoundError(ValueError):
+    """The model has no features that could be matched."""
+
+
+class FeatureReader(ABC):
+    """Reads features from the calls of some modules in a forward pass.
+
+    Args:
+        modules: one for each call that is read.
+        call_index: which call of its module each of them is, counted from 0; None means the last.
+        outputs: whether the modules' outputs are needed.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], call_index: Sequence[int | None], outputs: bool) -> None:
+        self.modules, self.call_index = tuple(modules), tuple(call_index)
+        self.recorder = Recorder(dict.fromkeys(modules), outputs)
+
+    @abstractmethod
+    def tensors(self, calls: Sequence[Call]) -> tuple[Tensor, ...]:
+        """The tensors that the features are made of, as they stand in the task's graph, each once."""
+
+    @abstractmethod
+    def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
+        """The features, `[rows, d]`, of tensors in the place of `tensors(calls)`."""
+
+    @abstractmethod
+    def cut(self) -> Any:
+        """A context without gradient, in which the graph of a forward pass begins at the features."""
+
+    def select(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls that are read, out of all that were noted; those that did not happen are left out."""
+        found = []
+        for module, index in zip(self.modules, self.call_index, strict=True):
+            own = [call for call in calls if call.module is module]
+            if len(own) > (index or 0):
+                found.append(own[-1 if index is None else index])
+        return found
+
+    @contextmanager
+    def attached(self) -> Iterator[Self]:
+        """Read every forward pass within this context, and leave no hook behind."""
+        with self.recorder.on():
+            yield self
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors of the last forward pass that the features are made of."""
+        return self.tensors(self.select(self.recorder.calls))
+
+    def rows(self, outputs: Any, attention_mask: Tensor | None = None) -> Tensor:
+        """The features of the last forward pass, `[rows, d]`, with gradient.
+
+        Args:
+            outputs: what the model returned.
+            attention_mask: `[rows, tokens]`, as the model got it.
+
+        Raises:
+            RuntimeError: if the modules were not called within `attached`.
+        """
+        calls = self.select(self.recorder.calls)
+        if len(calls) < len(self.modules):
+            raise RuntimeError("the module that makes the features was not reached in the last forward pass")
+        return self.pool(self.tensors(calls), calls, outputs, attention_mask)

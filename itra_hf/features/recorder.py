@@ -1,0 +1,144 @@
+"""What modules are given and give in a forward pass, noted by hooks that come and go."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: that was called.
+        given: its first tensor, as it stands in the graph of the pass; None without one.
+        output: what it returned; None where outputs are not noted.
+    """
+
+    module: nn.Module
+    given: Tensor | None
+    output: Any = None
+
+
+class Recorder:
+    """Notes the calls of some modules, in the order in which they end, and what the whole model was given and gave.
+
+    Of several passes of the model only the last is kept. A graph that `torch.compile` makes breaks at the modules, so
+    that the noted tensors are those that the gradient passes.
+
+    Args:
+        modules: those whose calls are noted.
+        outputs: whether their outputs are noted, too.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> recorder = Recorder([model[1]])
+        >>> with recorder.on(model):
+        ...     _ = model(torch.ones(4, 2))
+        >>> [call] = recorder.calls
+        >>> call.given.shape, torch.equal(call.output, recorder.outputs)
+        (torch.Size([4, 3]), True)
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], outputs: bool = True) -> None:
+        self.modules, self.with_outputs = list(modules), outputs
+        self.calls: list[Call] = []
+        self.inputs: dict[str, Any] | None = None  # of the model's last pass, by the names of its parameters
+        self.outputs: Any = None
+        self.extra_inputs: dict[str, Any] = {}  # handed to the model in addition to its own
+        self.has_other_passes = False  # of the model, without gradient
+        self._on, self._graph_only = False, False
+        self._handles: list[RemovableHandle] = []
+
+    @contextmanager
+    def on(self, model: nn.Module | None = None, graph_only: bool = False) -> Iterator["Recorder"]:
+        """Note every call within this context, then take the hooks off that it has put on.
+
+        Args:
+            model: whose inputs and outputs are noted; calls outside its forward pass are not.
+            graph_only: leave out what runs without gradient.
+        """
+        self.clear()
+        attached = bool(self._handles)
+        self.attach()
+        handles = [] if model is None else self._watch(model)
+        self._on, self._graph_only, self.has_other_passes = model is None, graph_only, False
+        try:
+            yield self
+        finally:
+            self._on = False
+            for handle in handles:
+                handle.remove()
+            if not attached:
+                self.detach()
+
+    def attach(self) -> None:
+        """Put the hooks on the modules, once. A compiled model heeds only those put on before its first call."""
+        if self._handles:
+            return
+        begin, end = (torch.compiler.disable(hook) for hook in (self._begin, self._end))
+        for module in self.modules:
+            self._handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+            if self.with_outputs:
+                self._handles.append(module.register_forward_hook(end))
+
+    def detach(self) -> None:
+        """Take the hooks off the modules."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def clear(self) -> None:
+        """Forget what was noted."""
+        self.calls, self.inputs, self.outputs = [], None, None
+
+    @property
+    def _notes(self) -> bool:
+        return self._on and (torch.is_grad_enabled() or not self._graph_only)
+
+    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
+        return [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),  # before one that shards
+            model.register_forward_hook(self._leave),
+        ]
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._graph_only and not torch.is_grad_enabled():
+            self.has_other_passes = True
+            return None
+        named = dict(zip(signature(model.forward).parameters, args, strict=False)) if args else {}
+        self.clear()
+        self._on, self.inputs = True, named | kwargs
+        return (args, kwargs | self.extra_inputs) if self.extra_inputs else None
+
+    def _leave(self, model: nn.Module, args: Any, outputs: Any) -> None:
+        if self._notes:
+            self._on, self.outputs = False, outputs  # a layer that is called outside the model is another matter
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._notes:
+            given = next((entry for entry in (*args, *kwargs.values()) if isinstance(entry, Tensor)), None)
+            self.calls.append(Call(module, given))
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._notes:
+            begun = [call for call in self.calls if call.module is module and call.output is None]
+            if begun:  # else it began where nothing was noted
+                begun[-1].output = output
+                self.calls.remove(begun[-1])
+                self.calls.append(begun[-1])
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """The logits in what a model returned: by name, else the first tensor with rows; None without any."""
+    if isinstance(outputs, Mapping):
+        if isinstance(outputs.get("logits"), Tensor):
+            return cast(Tensor, outputs["logits"])
+        outputs = tuple(outputs.values())
+    entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    return next((entry for entry in entries if isinstance(entry, Tensor) and entry.ndim >= 2), None)

@@ -1,0 +1,192 @@
+"""The features of a training run: found in its first forward pass, read in every one after."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from itra_hf.features.head import HeadInput, head_candidates, linear_layers
+from itra_hf.features.hidden_state import ASK, HiddenState, asking
+from itra_hf.features.reader import FeatureReader, HeadNotFoundError
+from itra_hf.features.recorder import Call, Recorder, logits_of
+from itra_hf.features.undisturbed import RandomState, kept_buffers
+
+
+@dataclass
+class Seen:
+    """What a forward pass has shown of its features.
+
+    Attributes:
+        reader: of the features.
+        calls: those that it reads.
+        inputs: what the model was given, by name.
+        outputs: what the model returned.
+        has_other_passes: whether it was also called without gradient.
+    """
+
+    reader: FeatureReader
+    calls: list[Call]
+    inputs: dict[str, Any]
+    outputs: Any
+    has_other_passes: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the features are made of, in the task's graph."""
+        return self.reader.tensors(self.calls)
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The model's logits, without gradient."""
+        logits = logits_of(self.outputs)
+        return None if logits is None else logits.detach()
+
+    def rows(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        """The features, `[rows, d]`, of tensors in the place of `tensors`."""
+        return self.reader.pool(tensors, self.calls, self.outputs, self.inputs.get("attention_mask"))
+
+
+class FeatureWatch:
+    """Watches the training forward passes of a model, one `watching` each, and leaves no hook behind.
+
+    As long as the features are not known, every layer that could make them is watched; then only those that do. A
+    forward pass in which they are not reached (another head for each task, a head that was replaced) goes without, and
+    from then on every pass is looked at anew.
+
+    Args:
+        model: unwrapped.
+        layer: `"head"`, or the index of a hidden state.
+        pooling: of a hidden state.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, pooling: str) -> None:
+        self.model, self.pooling = model, pooling
+        self.layer = None if layer == "head" else int(layer)
+        self.reader: FeatureReader | None = None
+        self.passes = 0  # forward passes that were seen
+        self._roams, self._is_compiled = False, False
+        self._width: int | None = None  # of the logits, where it is not what the config says
+        self._known: dict[tuple[nn.Module, ...], FeatureReader | None] = {}
+        self._recorder: Recorder | None = None
+
+    @contextmanager
+    def watching(self, model: nn.Module, graph_only: bool = True) -> Iterator[None]:
+        """Watch the forward passes of a model within this context.
+
+        Args:
+            model: the one that is called; of a compiled one the wrapper.
+            graph_only: leave out passes without gradient.
+        """
+        searches = self.reader is None or self._roams
+        self._recorder = self._search() if searches else cast(FeatureReader, self.reader).recorder
+        asks = asking(self.model) if searches and self.layer is not None else nullcontext()
+        try:
+            with asks, self._recorder.on(model, graph_only):
+                yield
+        finally:
+            self._recorder.clear()
+
+    def find(self, forward: Callable[[], Any]) -> None:
+        """Find the features by an extra forward pass, after which model and random state are as they were.
+
+        A compiled model needs it, and one whose graph is to begin at the features.
+        """
+        device = next(self.model.parameters()).device
+        state = RandomState.capture(device)
+        for _ in range(2):  # a second time where the first has told how many logits there are
+            try:
+                with kept_buffers(self.model), torch.no_grad(), self.watching(self.model, graph_only=False):
+                    forward()
+                    self.seen()
+            finally:
+                state.restore(device)
+            if self.reader is not None:
+                return
+
+    def seen(self) -> Seen | None:
+        """What the last forward pass within `watching` has shown; None where the features were not reached.
+
+        Raises:
+            HeadNotFoundError: if the model has no such features.
+        """
+        recorder = self._recorder
+        if recorder is None or recorder.inputs is None:
+            return None
+        self.passes += 1
+        reader = self.reader
+        if reader is None or self._roams:
+            reader = self._look_up(recorder)
+        if reader is None:
+            return None
+        calls = reader.select(recorder.calls)
+        if len(calls) < len(reader.modules) or any(call.given is None for call in calls):
+            if self._is_compiled:
+                raise HeadNotFoundError(
+                    f"{type(self.model).__name__} did not reach its features in a compiled forward pass (a model that "
+                    "was compiled and called before ignores the hook: let ITRATrainer compile it by torch_compile=True)"
+                )
+            self._roams = True
+            return None
+        self.reader = reader
+        return Seen(reader, calls, recorder.inputs, recorder.outputs, recorder.has_other_passes)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the model was given in the last forward pass within `watching`, by name."""
+        return (self._recorder.inputs if self._recorder is not None else None) or {}
+
+    def keep_hooks(self) -> None:
+        """Put the hooks on a model that is compiled, which heeds only those of its first call, until `close`."""
+        self._is_compiled = True
+        if self.reader is not None:
+            self.reader.recorder.attach()
+            torch.compiler.reset()  # else a graph that the process has of such a model would be taken, without hooks
+
+    def close(self) -> None:
+        """Take off the hooks that a compiled model keeps from pass to pass."""
+        if self.reader is not None:
+            self.reader.recorder.detach()
+
+    def _search(self) -> Recorder:
+        if self.layer is None:
+            wide = [layer for layer in linear_layers(self.model) if layer.out_features == self._width]
+            return Recorder(wide or head_candidates(self.model) or linear_layers(self.model))
+        recorder = Recorder(self.model.modules())
+        recorder.extra_inputs = ASK
+        parameters = signature(self.model.forward).parameters
+        if not (ASK.keys() & parameters.keys() or any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())):
+            raise HeadNotFoundError(
+                f"{type(self.model).__name__} cannot be asked for hidden states; take feature_layer='head'"
+            )
+        return recorder
+
+    def _look_up(self, recorder: Recorder) -> FeatureReader | None:
+        """The reader for the layers that were called; it is looked for once for each order of calls."""
+        if self.reader is None:
+            return self._explain(recorder)
+        key = tuple(call.module for call in recorder.calls)
+        if key not in self._known:
+            if len(self._known) == 32:  # heads that are replaced again and again are not kept alive
+                self._known.clear()
+            self._known[key] = self._explain(recorder)
+        return self._known[key]
+
+    def _explain(self, recorder: Recorder) -> FeatureReader | None:
+        if self.layer is not None:
+            name = type(self.model).__name__
+            return HiddenState.explain(recorder.calls, recorder.outputs, self.layer, self.pooling, name)
+        inputs = recorder.inputs or {}
+        found = HeadInput.explain(recorder.calls, recorder.outputs, inputs.get("attention_mask"))
+        logits = logits_of(recorder.outputs)
+        if found is None and self.reader is None:
+            self._width = None if logits is None else logits.shape[-1]
+            of_width = {layer for layer in linear_layers(self.model) if layer.out_features == self._width}
+            if of_width <= set(recorder.modules):  # no other layer is left to look at
+                raise HeadNotFoundError(
+                    f"{type(self.model).__name__} has no linear layer whose output makes its logits"
+                )
+        return found

@@ -1,0 +1,165 @@
+"""The matching loss of a whole optimizer step, in the memory of one micro-batch (GradCache, Gao et al. 2021).
+
+The loss of many rows needs the features of all of them at once, but not their graphs. So every micro-batch runs twice:
+once without a graph for its features, and, when the one big loss has given the gradients at them, once more with a
+graph, in whose backward pass those gradients join the task's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from itra_hf.features import FeatureReader, HeadNotFoundError, RandomState, Seen, kept_buffers
+from itra_hf.step.guards import excess_odds
+from itra_hf.step.matching import Matching, gradient_at
+from itra_hf.step.meeting import Cap
+
+
+class CachedStep:
+    """One optimizer step that is matched as a whole; it begins and ends with the step.
+
+    Args:
+        matching: of the run.
+        micro_batches: of the step.
+    """
+
+    def __init__(self, matching: Matching, micro_batches: Sequence[Any]) -> None:
+        self.matching, self.micro_batches = matching, list(micro_batches)
+        self.collects = False
+        self.value = torch.zeros((), device=matching.device)
+        self._asked = 0.0
+        self._scale: Tensor | float = 1.0
+        self.weight: Tensor | None = None  # known after the first pass
+        self._is_broken = False
+        self._number = 0  # of the micro-batch whose second pass is next
+        self._gradients: list[Tensor] = []
+        self._random_states: list[RandomState] = []
+        self._rows: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._spreads: list[Tensor] = []
+        self._norm, self._excess = torch.zeros((), device=matching.device), torch.zeros(2, device=matching.device)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the first pass is still to come."""
+        return not self._random_states
+
+    def first_pass(
+        self, reader: FeatureReader | None, compute_loss: Callable[[Any], Any], asked: float, scale: Tensor | float
+    ) -> None:
+        """The features of every micro-batch, the one big loss, its weight and its gradients at the features.
+
+        The model's buffers are as before afterwards; the random state is for the second pass to restore.
+
+        Args:
+            reader: of the features.
+            compute_loss: takes a micro-batch; `take` is called within.
+            asked: the matching's weight after the ramp.
+            scale: of a gradient scaler, so that half precision does not underflow.
+        """
+        self.collects, self._asked, self._scale = True, asked, scale
+        try:
+            with kept_buffers(self.matching.model):
+                for micro_batch in self.micro_batches:
+                    self._random_states.append(RandomState.capture(self.matching.device))
+                    if reader is not None:
+                        with reader.cut():
+                            compute_loss(micro_batch)
+        except BaseException:
+            self._is_broken = True
+            raise
+        finally:
+            self.collects = False
+            self.micro_batches.clear()
+        if len(self._rows) == len(self._random_states):
+            self._match()
+        else:
+            self.matching.skip()
+
+    def take(self, task_loss: Tensor, seen: Seen | None, labels: Any, factor: float) -> Tensor:
+        """The task loss of a micro-batch in either pass; of the second, one that the cached gradient joins.
+
+        Args:
+            task_loss: scalar.
+            seen: of the forward pass; None where the features were not reached.
+            labels: as the batch held them.
+            factor: what a gradient at the features is multiplied with, as Trainer will divide it.
+        """
+        if seen is None:
+            return task_loss
+        if self.collects:
+            self._collect(task_loss / factor, seen, labels)
+            return task_loss
+        return task_loss if self.weight is None else self._meet(task_loss, seen, factor)
+
+    def restore(self) -> None:
+        """Put the random number generators where the first pass of the next micro-batch found them."""
+        if self._is_broken:  # by an exception that the user has caught: the rest of the step is the task's alone
+            return
+        if self._number == len(self._random_states):
+            _refuse_second_loss()
+        self._random_states[self._number].restore(self.matching.device)
+        self._number += 1
+
+    def _collect(self, task_loss: Tensor, seen: Seen, labels: Any) -> None:
+        """Keep what a first pass, whose graph begins at the features, has shown."""
+        if len(self._rows) == len(self._random_states):
+            _refuse_second_loss()
+        rows = seen.rows(seen.tensors)
+        own = self.matching.labels_of(seen.inputs, labels, len(rows))
+        self.matching.begin(own)
+        if self.matching.is_capped(self._asked):
+            for gradient in gradient_at(self._scale * task_loss, seen.tensors):
+                self._norm += gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square().sum()
+            self._excess += excess_odds(seen.logits, own)
+            self._spreads.append(_spread(rows, seen.tensors))
+        self._rows.append(rows.detach())
+        if own is not None:
+            self._labels.append(own)
+
+    def _meet(self, task_loss: Tensor, seen: Seen, factor: float) -> Tensor:
+        """The task loss of a second pass, in whose backward pass the cached gradient joins the task's."""
+        if seen.has_other_passes:
+            raise HeadNotFoundError(
+                "the model was called without gradient, too, which matching_scope='optimizer_step' cannot tell from "
+                "the pass that counts (matching_scope='micro_batch' can)"
+            )
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in seen.tensors)
+        with torch.enable_grad():
+            rows = seen.rows(leaves)
+        cached = (self._gradients[self._number - 1] * factor).to(rows.dtype)
+        gradients = torch.autograd.grad(rows, leaves, cached)
+        return self.matching.meet(task_loss, seen.tensors, gradients, self.value, Cap(cast(Tensor, self.weight)))
+
+    def _match(self) -> None:
+        """The one big loss of the step's rows, and its weight."""
+        rows = torch.cat(self._rows)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32)).requires_grad_()
+        labelled = len(self._labels) == len(self._rows)
+        with torch.enable_grad():
+            value = self.matching.value(rows, torch.cat(self._labels) if labelled else None)
+        if value is None:
+            return
+        (gradient,) = gradient_at(value, [rows])
+        asked, capped = self._asked, self.matching.is_capped(self._asked)
+        squares = torch.cat(self._spreads) * gradient.square().sum(1) if capped else self._norm
+        cap = self.matching.cap(asked, self._excess if capped else None)
+        self.weight = cap.weight(self._norm.sqrt(), squares.sum().sqrt() * self._scale)
+        self.value = value.detach()
+        self._gradients = list(gradient.split([len(part) for part in self._rows]))
+        self._rows, self._labels, self._spreads = [], [], []
+
+
+def _spread(rows: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """How the squared norm of a row's gradient changes on the way to the full input: 1, or `1 / tokens` for a mean."""
+    gradients = torch.autograd.grad(rows.sum(), list(tensors), retain_graph=True)
+    return torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0) / rows.shape[1]
+
+
+def _refuse_second_loss() -> None:
+    raise ValueError(
+        "matching_scope='optimizer_step' takes one loss of each micro-batch, but training_step asks for more; "
+        "take matching_scope='micro_batch'"
+    )

@@ -1,0 +1,247 @@
+"""How a micro-batch is matched, and the means that are logged."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from itra_hf.config import MatchingArguments
+from itra_hf.distributed import BatchGatherer, gather_numbers, is_distributed, sum_over_ranks
+from itra_hf.features import HeadNotFoundError, Seen
+from itra_hf.labels import label_kind
+from itra_hf.pairing import split_pair
+from itra_hf.step.forms import MatchingLoss, agree_on_kind, choose_form, choose_matching_loss
+from itra_hf.step.guards import CollapseWatch, excess_odds
+from itra_hf.step.meeting import Cap, Meeting
+
+LOGGED = ("task_loss", "matching_loss", "matching_weight")
+
+
+class Matching:
+    """Matches the micro-batches of one training run, and adds up what is logged.
+
+    Args:
+        args: the options.
+        own_loss: the user's matching loss, if there is one.
+        model: the model in training, unwrapped.
+        device: of the model.
+        label_name: under which a batch holds its labels.
+    """
+
+    def __init__(
+        self,
+        args: MatchingArguments,
+        own_loss: MatchingLoss | None,
+        model: nn.Module,
+        device: torch.device,
+        label_name: str,
+    ) -> None:
+        self.args, self.own_loss, self.model, self.device = args, own_loss, model, device
+        self.label_name = label_name
+        self.form: str | None = None  # known with the first batch that is matched
+        self._loss: MatchingLoss | None = None
+        self._gatherer, self._collapse = BatchGatherer(device), CollapseWatch()
+        self._meetings: list[tuple[Meeting, Tensor]] = []
+        self._noted: list[tuple[Tensor, Tensor, Tensor, float]] = []  # what is in no sum yet
+        self._sums = torch.zeros(4, device=device)
+        self._has_means = False
+        self._warned_of_collapse = False
+        self._has_agreed = False  # with the other ranks, on a batch before the matching has begun
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a batch was matched."""
+        return self._loss is not None
+
+    def begin(self, labels: Tensor | None, has_features: bool = True) -> None:
+        """Choose the loss by the labels of the run's first batch; later calls do nothing.
+
+        Args:
+            labels: of the batch.
+            has_features: whether the features were found in it.
+
+        Raises:
+            HeadNotFoundError: if `"auto"` finds no labels that it could match.
+            RanksDisagreeError: on every rank, if their batches differ in kind.
+            ValueError: if the form that was asked for does not fit the labels.
+        """
+        if self._loss is not None:
+            return
+        kind = None if labels is None else label_kind(labels, self.model)
+        agree_on_kind(kind, has_features, self.device)
+        self._has_agreed = True
+        loss = self.own_loss or choose_matching_loss(self.args, kind)
+        if loss is None:
+            raise HeadNotFoundError("the batch holds no label for each row")
+        if has_features:
+            self._loss, self.form = loss, choose_form(self.args, kind)
+
+    def match(self, task_loss: Tensor, seen: Seen, labels: Any, divisor: int, asked: float) -> Tensor:
+        """The task loss of a micro-batch, in whose backward pass the matching's gradient joins the task's.
+
+        Args:
+            task_loss: scalar.
+            seen: of its forward pass.
+            labels: as the batch held them.
+            divisor: what the matching loss is divided by, as Trainer will not.
+            asked: the matching's weight after the ramp.
+
+        Raises:
+            HeadNotFoundError: if there is nothing to match with.
+        """
+        leaves = tuple(_leaf(tensor) for tensor in seen.tensors)
+        with torch.enable_grad():
+            rows = seen.rows(leaves)
+            labels = self.labels_of(seen.inputs, labels, len(rows))
+            value = self.value(rows, labels)
+        if value is None:
+            return task_loss
+        gradients = gradient_at(value / divisor if divisor > 1 else value, leaves)
+        excess = excess_odds(seen.logits, labels) if self.is_capped(asked) else None
+        return self.meet(task_loss, seen.tensors, gradients, value, self.cap(asked, excess))
+
+    def meet(
+        self, task_loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor], value: Tensor, cap: Cap
+    ) -> Tensor:
+        """The task loss, in whose backward pass these gradients join the task's at these tensors."""
+        meeting = Meeting(tensors, gradients, cap)
+        self._meetings.append((meeting, value.detach()))
+        return meeting.term(task_loss)
+
+    def value(self, rows: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The matching loss of a batch, `[rows, d]`, or of the batches of all ranks; a scalar.
+
+        None where a rank has nothing to match in its batch (see `skip`).
+        """
+        self.begin(labels)
+        batches = self._gather(rows, labels)
+        if not batches:
+            return None
+        self._collapse.update(rows)
+        source, target = _join([rows for rows, _ in batches])
+        own, other = (None, None) if labels is None else _join([cast(Tensor, labels) for _, labels in batches])
+        loss = cast(MatchingLoss, self._loss)(source, target, own, other)
+        if loss.ndim != 0:
+            raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
+        return loss
+
+    def skip(self) -> None:
+        """Pass over a batch in which there is nothing to match; the other ranks pass over theirs."""
+        if self.has_begun:
+            self._gather(None, None)
+        elif not self._has_agreed:
+            agree_on_kind(None, False, self.device)
+        self._has_agreed = False
+
+    def cap(self, asked: float, excess: Tensor | None) -> Cap:
+        """What decides on the weight, given the excess odds where the cap has to be looked at."""
+        return Cap(asked, excess, self.args.matching_max_grad_ratio or 1.0)
+
+    def is_capped(self, asked: float) -> bool:
+        """Whether the cap has to be looked at in a step of this weight."""
+        return asked > 0 and self.args.matching_max_grad_ratio is not None
+
+    def labels_of(self, inputs: Mapping[str, Any], of_batch: Any, rows: int | None = None) -> Tensor | None:
+        """The labels of the features' rows: those that the model got, else those of the batch; None without any.
+
+        Args:
+            inputs: of the model.
+            of_batch: the batch's labels.
+            rows: how many there must be.
+
+        Raises:
+            HeadNotFoundError: if the batch has labels, but not one for each row.
+        """
+        labels = inputs.get(self.label_name)
+        labels = of_batch if labels is None else labels
+        if not isinstance(labels, Tensor) or labels.ndim == 0:
+            return None
+        if rows not in (None, len(labels)):
+            if self.args.matching == "marginal" and self.own_loss is None:
+                return None
+            raise HeadNotFoundError(
+                f"the model got {rows} rows where the batch holds {len(labels)} labels, so the label of a row is not "
+                "known (hand the labels to the model, too)"
+            )
+        return labels
+
+    def forget(self) -> None:
+        """Forget micro-batches without a backward pass, as a step that was broken off leaves them."""
+        self._meetings.clear()
+
+    def finish(self, task_loss: Tensor, share: float) -> Tensor:
+        """The loss of a micro-batch after its backward pass: the task's and the weighted matching loss.
+
+        Args:
+            task_loss: as Trainer's training step returns it.
+            share: of the micro-batch in its optimizer step.
+        """
+        loss = task_loss
+        for meeting, value in self._meetings:
+            weight = meeting.weight
+            loss = torch.addcmul(loss, weight, value, value=share)
+            self._noted.append((task_loss, value, weight, share))
+            self._has_means = True
+        self._meetings.clear()
+        if len(self._noted) > 100:
+            self._add_up()
+        return loss
+
+    def means(self) -> dict[str, float]:
+        """The means since `begin_means`, over ranks and over the optimizer steps that had anything to match."""
+        if not self._has_means:  # on no rank
+            return {}
+        self._add_up()
+        *sums, steps = sum_over_ranks(self._sums).tolist()
+        return {name: total / steps for name, total in zip(LOGGED, sums, strict=True)} if steps else {}
+
+    def begin_means(self) -> None:
+        """Begin new means."""
+        self._sums.zero_()
+        self._has_means = False
+
+    def _add_up(self) -> None:
+        """Add what was noted to the sums; a matching loss of 0 had nothing to match (one row, no class in common)."""
+        if self._noted:
+            task_losses, values, weights, shares = zip(*self._noted, strict=True)
+            share = torch.tensor(shares, device=self.device)
+            parts = [torch.stack(part).float() for part in (values, weights)]
+            task = torch.stack(task_losses).float() / share  # the task loss of a micro-batch holds its share already
+            entries = torch.stack([task, *parts, torch.ones_like(share)])
+            self._sums += (entries * share).masked_fill(parts[0] == 0, 0.0).sum(1)
+            self._noted.clear()
+
+    def collapsed(self) -> bool:
+        """Whether the features have just been seen to collapse, for the first time."""
+        collapsed = not self._warned_of_collapse and self._collapse.collapsed()
+        self._warned_of_collapse = self._warned_of_collapse or collapsed
+        return collapsed
+
+    def _gather(self, rows: Tensor | None, labels: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+        """The rows and labels that are matched, rank by rank; none where a rank has nothing to match."""
+        if self.args.gather_features or not is_distributed():
+            return self._gatherer.gather(rows, labels)
+        everywhere = all(has_rows for [has_rows] in gather_numbers([int(rows is not None)], self.device))
+        return [(rows, labels)] if rows is not None and everywhere else []
+
+
+def gradient_at(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients at some tensors, zero where the loss does not depend on them."""
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(tensor) for tensor in tensors)
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """A tensor outside the task's graph; in float32 where float16 would lose its gradient."""
+    leaf = tensor.detach()
+    return (leaf.float() if leaf.dtype == torch.float16 else leaf).requires_grad_()
+
+
+def _join(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The two mini-batches of several ranks' interleaved batches."""
+    if len(batches) == 1:
+        return split_pair(batches[0])
+    sources, targets = zip(*map(split_pair, batches), strict=True)
+    return torch.cat(sources), torch.cat(targets)

@@ -1,0 +1,109 @@
+"""Where the task's and the matching's gradient meet: at the features, in the backward pass.
+
+The matching's gradient m at the features is known after the forward pass. The task's gradient g arrives there in the
+backward pass. A hook on the tensor that the features are made of is given g and passes on
+
+    g + weight * factor * m,    weight = min(asked, ratio * opening * |g| / (factor * |m|))
+
+The factor is what the loss is multiplied with on its way (gradient scaler, accumulation). `term` is the loss, which
+passes for made of that tensor, too; its backward pass notes the factor and gives the tensor no gradient. Autograd runs
+it before the hook, for it consumes the tensor. So the cap is exact in the same step for any task loss, in eager and in
+compiled models.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itra_hf.distributed import is_distributed, sum_over_ranks
+from itra_hf.step.guards import capped_weight
+
+
+class Cap:
+    """The weight of a step: what is asked, or less where the matching's gradient would outgrow its share.
+
+    Args:
+        asked: the weight after the ramp.
+        excess: `[2]`, as of `guards.excess_odds`; None where no cap is kept.
+        max_ratio: as of `guards.capped_weight`.
+    """
+
+    def __init__(self, asked: float | Tensor, excess: Tensor | None = None, max_ratio: float = 1.0) -> None:
+        self.asked, self.excess, self.max_ratio = asked, excess, max_ratio
+
+    def weight(self, task_norm: Tensor, matching_norm: Tensor) -> Tensor:
+        """The weight for the norms of both gradients on this rank, a scalar; the same on all ranks."""
+        if self.excess is None:
+            return torch.as_tensor(self.asked, dtype=task_norm.dtype, device=task_norm.device)
+        norms: Sequence[Tensor] = (task_norm, matching_norm)
+        excess = self.excess
+        if is_distributed():
+            squares, excess = sum_over_ranks(torch.cat([torch.stack(list(norms)).square(), excess])).split(2)
+            norms = squares.sqrt()
+        return capped_weight(float(self.asked), norms, excess, self.max_ratio)
+
+
+class Meeting:
+    """Adds the matching's gradient to the task's, in the backward pass of one micro-batch.
+
+    Args:
+        tensors: what the features are made of, in the task's graph.
+        gradients: of the matching loss, one for each tensor.
+        cap: decides on the weight. Of several tensors, as two heads have them, each is capped by itself: the gradient
+            at one of them passes before that at the other is known.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], cap: Cap) -> None:
+        self._factor: Tensor | None = None
+        self._cap, self._tensors = cap, [tensor for tensor in tensors if tensor.requires_grad]
+        self._weights: dict[int, Tensor] = {}
+        self._device = gradients[0].device
+        for number, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+            if tensor.requires_grad:
+                tensor.register_hook(lambda task, number=number, gradient=gradient: self._meet(task, gradient, number))
+
+    def term(self, loss: Tensor) -> Tensor:
+        """The task loss, whose backward pass tells its factor; where the features are frozen it stays as it is."""
+        if not self._tensors:
+            return loss
+        tensors, self._tensors = self._tensors, []
+        term: Tensor = _Term.apply(self, loss, *tensors)
+        return term
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that was applied, after the backward pass; 0 where it did not reach the features."""
+        weights = list(self._weights.values())
+        if len(weights) == 1:
+            return weights[0]
+        return torch.stack(weights).mean() if weights else torch.zeros((), device=self._device)
+
+    def _meet(self, task: Tensor | None, gradient: Tensor, number: int) -> Tensor | None:
+        if self._factor is None or task is None:  # a backward pass of the user's own, or past the features
+            return task
+        with torch.no_grad():
+            weight = self._cap.weight(_norm(task), _norm(gradient) * self._factor)
+            self._weights[number] = weight
+        return torch.addcmul(task, gradient, weight * self._factor).to(task.dtype)  # with create_graph it has a graph
+
+
+class _Term(torch.autograd.Function):
+    """The loss, as if it were made of the features, too; backward it notes its factor and gives them no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, meeting: Meeting, loss: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.meeting, ctx.tensors = meeting, len(tensors)
+        return loss.clone()  # no view, for a user may go on with it in place
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> Any:
+        (factor,) = factors
+        ctx.meeting._factor = factor.detach().to(torch.promote_types(factor.dtype, torch.float32))
+        return (None, factor, *[None] * ctx.tensors)
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    return norm

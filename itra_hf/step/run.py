@@ -1,0 +1,203 @@
+"""The matching of one training run: what each step of Trainer's does beside its own."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate.utils.other import is_compiled_module
+from torch import Tensor
+from transformers import Trainer
+from transformers.utils import logging
+
+from itra_hf.config import matching_arguments
+from itra_hf.features import FeatureWatch, HeadNotFoundError, Seen
+from itra_hf.labels import label_name
+from itra_hf.step.cached import CachedStep
+from itra_hf.step.forms import MatchingLoss
+from itra_hf.step.matching import Matching
+from itra_hf.step.setup import asked_weight, is_asked, refuse
+
+logger = logging.get_logger(__name__)
+
+
+class Run:
+    """Matches the training steps of one run; it begins and ends with the run.
+
+    Args:
+        trainer: in training.
+        own_loss: the user's matching loss, if there is one.
+    """
+
+    def __init__(self, trainer: Trainer, own_loss: MatchingLoss | None) -> None:
+        self.trainer, self.args = trainer, matching_arguments(trainer.args)
+        self.model = trainer.accelerator.unwrap_model(cast(Any, trainer.model), keep_torch_compile=False)
+        name = label_name(trainer.label_names)
+        self.matching = Matching(self.args, own_loss, self.model, trainer.args.device, name)
+        self.watch = FeatureWatch(self.model, str(self.args.feature_layer), self.args.feature_pooling)
+        self.to_log: dict[str, float] | None = None  # the means, while Trainer logs its training loss
+        self.step: CachedStep | None = None  # the optimizer step that is matched as a whole
+        self._was_on, self._in_training_step, self._finds, self._warned = False, False, False, False
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Put the means into Trainer's own log of the training loss; warn where the features have collapsed."""
+        if self.to_log is not None and "loss" in logs:
+            logs.update(self.to_log)
+            self.to_log = None
+        if {"loss", "train_loss"} & set(logs) and self.matching.collapsed():
+            logger.warning(
+                f"The features have collapsed at step {self.trainer.state.global_step}: nearly nothing is left of the "
+                "distances between them. Lower matching_weight, or keep matching_warmup_ratio and "
+                "matching_max_grad_ratio at their defaults."
+            )
+
+    def end_log(self) -> None:
+        """Begin new means after Trainer's log, on every rank."""
+        self.to_log = None
+        self.matching.begin_means()
+
+    def begin_step(self, micro_batches: Sequence[Any], is_on: bool) -> None:
+        """Begin an optimizer step of these micro-batches, which is matched or not."""
+        if self.watch.passes == 0 and self._was_on:
+            way_out = "call super().training_step and super().compute_loss in your own"
+            refuse(self.trainer, "no features were seen in the first step", way_out)
+        self._was_on = is_on
+        whole = is_on and self.args.matching_scope == "optimizer_step" and len(micro_batches) > 1
+        self.step = CachedStep(self.matching, micro_batches) if whole else None
+
+    def training_step(
+        self, training_step: Callable[..., Tensor], model: torch.nn.Module, inputs: Any, num_items_in_batch: Any
+    ) -> Tensor:
+        """Trainer's training step, in whose backward pass the matching's gradient joins the task's.
+
+        Returns:
+            The loss of both.
+        """
+        self._in_training_step = True
+        self.matching.forget()
+        try:
+            if self.step is not None:
+                if self.step.is_new:
+                    self._first_pass(self.step, model, num_items_in_batch)
+                self.step.restore()
+            loss = training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._in_training_step = False
+        return self.matching.finish(loss, 1 / self.trainer.current_gradient_accumulation_steps)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a loss that is computed now is one of a training step; others are Trainer's alone."""
+        return self._in_training_step and not self._finds and (self._collects or torch.is_grad_enabled())
+
+    def compute_loss(
+        self,
+        compute_loss: Callable[..., Any],
+        model: torch.nn.Module,
+        inputs: Any,
+        return_outputs: bool,
+        num_items_in_batch: Any,
+    ) -> Any:
+        """What `compute_loss` returns, such that the backward pass of its loss matches the features."""
+        name = self.matching.label_name
+        labels = inputs.get(name) if isinstance(inputs, Mapping) else None
+        compiled = is_compiled_module(model)
+        if compiled and self.watch.reader is None:
+            self._find_in_compiled(compute_loss, model, inputs, num_items_in_batch)
+        if self.watch.reader is None and compiled:  # refused
+            return compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        with self.watch.watching(model if compiled else self.model, graph_only=not self._collects):
+            result = compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            loss = self._matched(result[0] if return_outputs else result, labels, num_items_in_batch)
+        return (loss, *result[1:]) if return_outputs else loss
+
+    @property
+    def _collects(self) -> bool:
+        return self.step is not None and self.step.collects
+
+    def _matched(self, loss: Tensor, labels: Any, num_items_in_batch: Any) -> Tensor:
+        """The task loss of a micro-batch, through which the matching's gradient joins the task's."""
+        micro_batches, divisor = micro_batches_and_divisor(self.trainer, num_items_in_batch)
+        try:
+            seen = self._seen(labels)
+            if self.step is not None:
+                return self.step.take(loss, seen, labels, micro_batches / divisor)
+            if seen is not None:
+                return self.matching.match(loss, seen, labels, divisor, asked_weight(self.trainer))
+            self.matching.skip()
+        except HeadNotFoundError as error:
+            if not self._collects:
+                self.matching.skip()
+            self._give_up(error)
+        return loss
+
+    def _seen(self, labels: Any) -> Seen | None:
+        """What the forward pass has shown; of the first one labels that do not serve are told before its features."""
+        try:
+            return self.watch.seen()
+        except HeadNotFoundError:
+            self.matching.begin(self.matching.labels_of(self.watch.inputs, labels), has_features=False)
+            raise
+
+    def _first_pass(self, step: CachedStep, model: torch.nn.Module, num_items_in_batch: Any) -> None:
+        """The features of a whole optimizer step, for `matching_scope="optimizer_step"`."""
+        trainer: Any = self.trainer
+        model.train()
+        trainer.optimizer.train()  # as Trainer's step does; some optimizers have other weights in evaluation
+
+        if trainer.is_deepspeed_enabled:  # its engine takes any gradient that passes its outputs for the step's own
+            model = self.model
+
+        def forward(micro_batch: Any) -> None:
+            with trainer.compute_loss_context_manager():
+                inputs = trainer._prepare_inputs(copy.deepcopy(micro_batch))  # which may be edited there
+                trainer.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+
+        if self.watch.reader is None:
+            self._find(lambda: forward(step.micro_batches[0]))
+        scaler = trainer.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=trainer.args.device))
+        try:
+            step.first_pass(self.watch.reader, forward, asked_weight(trainer), scale)
+        except HeadNotFoundError as error:
+            self._give_up(error)
+
+    def _find_in_compiled(self, compute_loss: Callable[..., Any], model: Any, inputs: Any, num_items: Any) -> None:
+        """Find the features in the model before it is compiled, and put the hooks on."""
+        if getattr(model.dynamo_ctx, "fullgraph", False):
+            refuse(self.trainer, "torch.compile(fullgraph=True) admits no break at the features", "fullgraph=False")
+            return
+        copied = copy.deepcopy(inputs)
+        self._find(lambda: compute_loss(self.model, copied, num_items_in_batch=num_items))
+        self.watch.keep_hooks()
+
+    def _find(self, forward: Callable[[], Any]) -> None:
+        """Find the features by an extra forward pass."""
+        self._finds = True
+        try:
+            self.watch.find(forward)
+        except HeadNotFoundError as error:
+            self._give_up(error)
+        finally:
+            self._finds = False
+
+    def _give_up(self, error: HeadNotFoundError) -> None:
+        """Refuse the matching; a batch among others that can be matched is passed over, with one warning."""
+        if is_asked(self.trainer) or not self.matching.has_begun:
+            refuse(self.trainer, str(error), asked=self.watch.reader is None and self.args.feature_layer != "head")
+        elif not self._warned:
+            logger.warning(f"{error}; such batches are trained without matching.")
+            self._warned = True
+
+
+def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tuple[int, int]:
+    """The micro-batches of this optimizer step, and by how many of them the matching loss is still to be divided.
+
+    Trainer divides the loss by them, unless by its own rule the task loss is a mean over the step already.
+    """
+    micro_batches = trainer.current_gradient_accumulation_steps
+    is_mean = getattr(trainer, "loss_is_scaled_for_ga", None)  # since transformers 5.23
+    if is_mean is None:
+        counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+        is_mean = counted or trainer.compute_loss_func is not None
+    return micro_batches, micro_batches if is_mean else 1
