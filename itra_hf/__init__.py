@@ -1,11 +1,8 @@
 """In-Training Representation Alignment for the Hugging Face Trainer."""
 
-from importlib.metadata import version
-
 from itra_hf.config import ITRAConfig
 from itra_hf.pairing import ClassPairedSampler
 from itra_hf.trainer import ITRATrainer
-
-__version__ = version("itra_hf")
+from itra_hf.version import __version__
 
 __all__ = ["ClassPairedSampler", "ITRAConfig", "ITRATrainer", "__version__"]

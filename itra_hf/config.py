@@ -5,7 +5,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from itra_hf.losses import LOSSES
+from itra_hf.losses import LOSSES, Form
 
 MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
@@ -115,10 +115,7 @@ class MatchingArguments:
             raise ValueError(
                 f"matching_max_grad_ratio={self.matching_max_grad_ratio} must be positive; None switches the cap off"
             )
-        if self.num_bandwidths < 1 or self.num_bandwidths % 2 == 0:
-            raise ValueError(f"num_bandwidths={self.num_bandwidths} must be a positive odd number, such as 1 or 5")
-        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
-            raise ValueError(f"bandwidth={self.bandwidth} must be positive and finite; None takes the mean rule")
+        Form(bandwidth=self.bandwidth, num_bandwidths=self.num_bandwidths)
 
 
 @dataclass
@@ -157,7 +154,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             off.
 
     The kernel:
-        num_bandwidths: number of Gaussians in the mixture, odd, default 5.
+        num_bandwidths: number of Gaussians in the mixture, odd, at most 15, default 5.
         bandwidth: kernel bandwidth in squared feature units; `None` (default) takes the mean squared distance.
         unbiased: the unbiased estimator; `False` by default, because the bias is what regularises.
 

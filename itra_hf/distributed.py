@@ -1,12 +1,14 @@
 """Features of all ranks, with the gradient of one process that holds the global batch."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
 Batch = tuple[Tensor, Tensor | None]
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 class RanksDisagreeError(RuntimeError):
@@ -18,12 +20,16 @@ def is_distributed() -> bool:
     return distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def rank() -> int:
+    """Which of several processes this is; 0 of one."""
+    return distributed.get_rank() if is_distributed() else 0
+
+
 class BatchGatherer:
     """Gathers the rows and labels of all ranks, step after step, in one collective each.
 
-    A loss of the gathered rows is the same on every rank. Its gradient at this rank's rows is multiplied by the
-    number of ranks, which the mean over ranks that DDP and FSDP take undoes. So the parameters get the gradient that
-    one process with all rows would give them, and the backward pass does not communicate.
+    A loss of the gathered rows is the same on every rank. So is its gradient, of which each rank takes the part at its
+    own rows: the backward pass does not communicate.
 
     Every rank sends its sizes, and its rows in a space that was large enough on all ranks so far. Where they outgrow
     it somewhere, as in the first step, all ranks see that in the sizes and send once more.
@@ -42,7 +48,7 @@ class BatchGatherer:
         self._space = 0  # bytes, the same on all ranks
 
     def gather(self, rows: Tensor | None, labels: Tensor | None) -> list[Batch]:
-        """The rows and labels of every rank, in rank order; this rank's rows carry gradient.
+        """The rows and labels of every rank, in rank order, without gradient.
 
         Args:
             rows: `[n, ...]`; `n` may differ between ranks, the other dimensions may not. None: this rank has none.
@@ -58,22 +64,20 @@ class BatchGatherer:
         if not is_distributed():
             return [] if rows is None else [(rows, labels)]
         if rows is None:
-            self._exchange([-1, -1, -1], torch.empty(0, dtype=torch.uint8, device=self.device))
+            self._exchange([-1] * 5, torch.empty(0, dtype=torch.uint8, device=self.device))
             return []
         parts = [_as_bytes(part) for part in (rows, labels) if part is not None]
-        widths = [part.shape[1] for part in parts]
-        all_sizes, bodies = self._exchange([len(rows), *widths, -1][:3], torch.cat(parts, 1).flatten())
+        kinds = [*_kind(rows), *((-1, -1) if labels is None else _kind(labels))]
+        all_sizes, bodies = self._exchange([len(rows), *kinds], torch.cat(parts, 1).flatten())
         if any(count < 0 for count, *_ in all_sizes):
             return []
-        _check_widths(all_sizes)
-        counts, width = [count for count, *_ in all_sizes], sum(widths)
+        _check_kinds([kinds for _, *kinds in all_sizes])
+        counts, width = [count for count, *_ in all_sizes], sum(part.shape[1] for part in parts)
         if max(counts) * width > self._space:
             self._space = max(counts) * width
             return self.gather(rows, labels)
         parts = [body[: count * width].view(count, width) for body, count in zip(bodies, counts, strict=True)]
-        batches = [_from_bytes(part, rows, labels) for part in parts]
-        batches[distributed.get_rank()] = (_TimesRanks.apply(rows), labels)
-        return batches
+        return [_from_bytes(part, rows, labels) for part in parts]
 
     def _exchange(self, sizes: list[int], payload: Tensor) -> tuple[list[list[int]], list[Tensor]]:
         """The sizes of every rank, and its payload where there was space for it on all of them."""
@@ -104,13 +108,21 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def _check_widths(all_sizes: list[list[int]]) -> None:
-    """Raise, on every rank, where the widths of rows and labels differ between ranks."""
-    if len({tuple(widths) for _, *widths in all_sizes}) > 1:
-        listed = ", ".join(f"rank {rank}: {a} and {b}" for rank, (_, a, b) in enumerate(all_sizes))
+def _kind(part: Tensor) -> tuple[int, int]:
+    """The width and the dtype of rows or labels."""
+    return part.shape[1:].numel(), DTYPES.index(part.dtype)
+
+
+def _check_kinds(kinds: list[list[int]]) -> None:
+    """Raise, on every rank, where the rows or labels of the ranks differ in width or dtype."""
+    if len({tuple(kind) for kind in kinds}) > 1:
+        named = [
+            [f"{size} {DTYPES[code]}" if size >= 0 else "none" for size, code in (kind[:2], kind[2:])] for kind in kinds
+        ]
+        listed = "; ".join(f"rank {number}: {rows} and {labels}" for number, (rows, labels) in enumerate(named))
         raise RanksDisagreeError(
-            "the ranks' batches do not go together; bytes by row of features and of labels (-1: no labels) are "
-            f"{listed}. Give every rank rows of the same kind, or set gather_features=False"
+            f"the ranks' batches do not go together; features and labels of a row are {listed}. "
+            "Give every rank rows of the same kind, or set gather_features=False"
         )
 
 
@@ -128,15 +140,3 @@ def _from_bytes(part: Tensor, rows: Tensor, labels: Tensor | None) -> Batch:
         for data, like in zip(part.split(widths, 1), likes, strict=True)
     ]
     return cast(Tensor, tensors[0]), [*tensors, None][1]
-
-
-class _TimesRanks(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by the number of ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return rows.view_as(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0] * distributed.get_world_size()

@@ -18,6 +18,7 @@ from transformers.utils.import_utils import is_peft_available
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.public import is_local, public_arguments, public_name
 from itra_hf.scores import last_scores, log_of_saved_model, scores_of
+from itra_hf.version import __version__
 
 if is_peft_available():
     import peft
@@ -97,7 +98,7 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         history=_history(trainer.state.log_history),
         versions=", ".join(f"{package} {version(package)}" for package in packages),
         arguments={key: repr(value) for key, value in public_arguments(trainer.args).items()},
-        version=version("itra_hf"),
+        version=__version__,
     )
     card.save(path)
 

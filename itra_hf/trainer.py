@@ -23,7 +23,8 @@ from itra_hf.step import MatchingLoss, Run, check_setup
 class ITRATrainer(SavingTrainer):
     """`transformers.Trainer` with In-Training Representation Alignment (Li et al., AAAI 2023, arXiv 2211.13332).
 
-    In every step the rows 0, 2, 4, ... of the batch and its rows 1, 3, 5, ... are two mini-batches s and t, and
+    The batch of a step holds two mini-batches s and t. Within classes, the rows of each class are dealt out to them in
+    turn; in any other form s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
 
         loss = task_loss + weight * MMD^2(h_s, h_t)
 

@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "ITRA_TESTS_SEE_GPUS" not in os.environ:  # these tests mean the CPU; test_gpu.py runs the others
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import datasets
 import pytest

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import reference
 import tiny
 import torch
 from accelerate import DistributedType, PartialState
@@ -51,8 +52,12 @@ def full_weights(model: nn.Module) -> Tensor:
 
 def two_halves(source: Tensor, target: Tensor, source_labels: Tensor, target_labels: Tensor) -> Tensor:
     """What two ranks that match their own rows alone add up to, in one process."""
-    parts = zip(*(part.chunk(2) for part in (source, target, source_labels, target_labels)), strict=True)
-    return torch.stack([class_conditional_mmd(*part) for part in parts]).mean()
+    rows, labels = (torch.stack(pair, 1).flatten(0, 1) for pair in ((source, target), (source_labels, target_labels)))
+    values = []
+    for own_rows, own_labels in zip(rows.chunk(2), labels.chunk(2), strict=True):
+        sides = reference.dealt(own_labels)
+        values.append(class_conditional_mmd(*(part[side] for part in (own_rows, own_labels) for side in sides)))
+    return torch.stack(values).mean()
 
 
 class Unsupervised(tiny.Mlp):
@@ -197,19 +202,31 @@ def collectives(folder: Path, world_size: int) -> None:
     torch.save(counted, folder / f"collectives-{world_size}-{distributed.get_rank()}.pt")
 
 
+OTHER_DTYPES = [
+    (("float32", "bool"), ("float32", None)),
+    (("float32", "int64"), ("float32", "float64")),
+    (("bfloat16", "int64"), ("float16", "int64")),
+    (("float32", "bool"), ("float32", "uint8")),
+]
+
+
 def gather(folder: Path, world_size: int) -> None:
-    """Rows of unequal number on the ranks, then more on one of them, and the gradient at this rank's rows."""
+    """Rows of unequal number on the ranks, then more on one of them; then rows that do not go together."""
     rank = distributed.get_rank()
     gatherer, kept = BatchGatherer(), []
     for count in ((3, 1), (3, 5), (1, 0)):
-        mine = (10.0 * rank + torch.arange(3.0 * count[rank]).view(-1, 3)).requires_grad_()
+        mine = 10.0 * rank + torch.arange(3.0 * count[rank]).view(-1, 3)
         rows, labels = zip(*gatherer.gather(mine, torch.tensor([[rank, 1 - rank]]).repeat(len(mine), 1)), strict=True)
-        (torch.cat(rows).square().sum() / 2).backward()
-        kept.append({"rows": [part.detach() for part in rows], "labels": labels, "grad": mine.grad})
-    try:
-        gatherer.gather(mine, None if rank else torch.zeros(1, dtype=torch.bool))
-    except RanksDisagreeError as error:
-        torch.save([*kept, str(error)], folder / f"gather-{world_size}-{rank}.pt")
+        kept.append({"rows": rows, "labels": labels})
+    errors = []
+    for dtypes in OTHER_DTYPES:
+        kinds = [None if dtype is None else getattr(torch, dtype) for dtype in dtypes[rank]]
+        labels = None if kinds[1] is None else torch.zeros(2, dtype=kinds[1])
+        try:
+            gatherer.gather(torch.zeros(2, 3, dtype=kinds[0]), labels)
+        except RanksDisagreeError as error:
+            errors.append(str(error))
+    torch.save([*kept, errors], folder / f"gather-{world_size}-{rank}.pt")
 
 
 def metric(folder: Path, world_size: int) -> None:

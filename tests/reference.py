@@ -88,3 +88,10 @@ def joint(
 
     sides = ((s, s, ys, ys), (t, t, yt, yt), (s, t, ys, yt))
     return _mmd(*(product(*side) for side in sides), unbiased)
+
+
+def dealt(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of either side where each class's rows are dealt out in turn."""
+    rows = [row for row, label in enumerate(labels.tolist()) if label != -100]
+    ranks = {row: sum(labels[row].item() == labels[other].item() for other in range(row)) for row in rows}
+    return tuple(torch.tensor([row for row in rows if ranks[row] % 2 == side], dtype=torch.long) for side in (0, 1))

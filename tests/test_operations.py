@@ -11,7 +11,7 @@ operations = module_from_spec(SPEC)
 SPEC.loader.exec_module(operations)
 
 
-@pytest.mark.parametrize(("setting", "most"), [("32 rows", 110), ('32 rows, `matching="none"`', 0)])
+@pytest.mark.parametrize(("setting", "most"), zip(operations.SETTINGS, operations.MARKS, strict=True))
 def test_a_step_adds_few_operations(setting, most):
     rows, options = operations.SETTINGS[setting]
     assert operations.added(rows, **options) <= most

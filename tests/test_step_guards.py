@@ -45,16 +45,16 @@ def test_excess_odds_are_those_of_the_right_class_above_a_guess():
     logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(9) % 4
     right = [math.exp(row[label]) / sum(map(math.exp, row)) for row, label in zip(logits.tolist(), labels, strict=True)]
-    above, missing = excess_odds(logits, labels).tolist()
+    above, missing = (part.item() for part in excess_odds(logits, labels))
     mean = sum(right) / 9
     assert above / missing == pytest.approx(mean / (1 - mean) / (0.25 / 0.75) - 1, rel=1e-5)
-    assert excess_odds(torch.zeros(9, 4), labels).tolist() == [pytest.approx(0, abs=1e-6), pytest.approx(9 * 3 / 4)]
-    assert excess_odds(100.0 * torch.eye(4)[labels], labels).tolist() == [pytest.approx(27), 0]
+    assert excess_odds(torch.zeros(9, 4), labels) == (pytest.approx(0, abs=1e-6), pytest.approx(9 * 3 / 4))
+    assert excess_odds(100.0 * torch.eye(4)[labels], labels) == (pytest.approx(27), 0)
 
 
 def test_rows_without_a_class_do_not_count_and_labels_that_are_no_classes_open_the_cap_by_a_quarter():
     logits = 100.0 * torch.eye(4)
-    assert excess_odds(logits, torch.tensor([0, -100, 2, 9])).tolist() == [6, 0]
+    assert excess_odds(logits, torch.tensor([0, -100, 2, 9])) == (6, 0)
     norms = torch.tensor([1.0, 1.0])
     assert capped_weight(9.0, norms, excess_odds(logits, torch.arange(4)), 1.0) == 1.0  # sure and right
     for labels in (None, torch.rand(4), torch.rand(4, 4), torch.zeros(4, 3, dtype=torch.long)):
@@ -68,32 +68,41 @@ def test_rows_without_a_class_do_not_count_and_labels_that_are_no_classes_open_t
 
 
 def test_notices_features_that_shrink_a_thousandfold_and_no_less():
-    rows = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    spread = torch.tensor(3.0)
     for shrink, collapsed in ((1e-2, False), (1e-4, True), (0.0, True)):
         watch = CollapseWatch()
         for _ in range(10):
-            watch.update(rows)
+            watch.update(spread, rows=16)
         assert not watch.collapsed()
-        watch.update(rows * shrink)
+        watch.update(spread * shrink * 100, rows=160_000)
         assert watch.collapsed() is collapsed
 
 
 def test_notices_a_collapse_that_began_long_before_it_is_asked():
-    rows = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    spread = torch.tensor(3.0)
     watch = CollapseWatch()
     for step in range(100):
-        watch.update(rows * (1.0 if step < 50 else 1e-4))
+        watch.update(spread * (1.0 if step < 50 else 1e-4), rows=16)
     assert watch.collapsed()
-    watch.update(rows * 1e-4)
-    watch.update(rows)
+    watch.update(spread * 1e-4, rows=16)
+    watch.update(spread, rows=16)
     assert not watch.collapsed()  # one step of two
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_a_step_that_overflowed_neither_hides_nor_feigns_a_collapse(broken):
+    for shrink, collapsed in ((1.0, False), (1e-4, True)):
+        watch = CollapseWatch()
+        for spread in (*[3.0] * 9, broken, *[3.0 * shrink] * 10):
+            watch.update(torch.tensor(spread), rows=16)
+        assert watch.collapsed() is collapsed
 
 
 def test_one_row_says_nothing_about_collapse():
     watch = CollapseWatch()
-    watch.update(torch.randn(8, 4))
+    watch.update(torch.tensor(3.0), rows=8)
     assert not watch.collapsed()
-    watch.update(torch.randn(1, 4))
+    watch.update(torch.tensor(0.0), rows=1)
     assert not watch.collapsed()
 
 

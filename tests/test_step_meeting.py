@@ -43,7 +43,8 @@ def reference_run(case, model, rows, accumulation=1, whole=False, ratio=RATIO, w
             task = sum(each[0] for each in group) / len(group)
             features = torch.cat([case.pool(each[1]) for each in group])
             labels = torch.cat([each[3] for each in group])
-            value = case.matching(features[0::2], features[1::2], labels[0::2], labels[1::2]).float()
+            even, odd = reference.dealt(labels) if case.deals else (slice(0, None, 2), slice(1, None, 2))
+            value = case.matching(features[even], features[odd], labels[even], labels[odd]).float()
             inputs = [each[1] for each in group]
             norms = [
                 torch.cat([part.flatten() for part in torch.autograd.grad(loss, inputs, retain_graph=True)]).norm()
@@ -76,6 +77,7 @@ def by_odds(logits, labels):
 
 def case(make, rows, module, pool=lambda full: full, matching=reference.class_conditional, hidden=False, **others):
     kind = {"task": nn.functional.cross_entropy, "opening": by_odds, "options": {}, "keywords": {}}
+    kind["deals"] = matching is reference.class_conditional
     return SimpleNamespace(
         make=make, rows=rows, module=module, pool=pool, matching=matching, hidden=hidden, **kind | others
     )
@@ -140,7 +142,7 @@ MANY = {"problem_type": "multi_label_classification"}
 CASES = {
     "class-conditional": mlp(),
     "marginal": mlp(matching=lambda s, t, ys, yt: reference.marginal(s, t), options={"matching": "marginal"}),
-    "joint": mlp(matching=joint("delta"), options={"matching": "joint"}),
+    "joint": mlp(matching=joint("delta"), deals=True, options={"matching": "joint"}),
     "multi-label": bert(
         MANY, labelled(lambda i: [i % 2, 1.0, i // 2 % 2]), matching=joint("linear"), task=bce, opening=quarter
     ),

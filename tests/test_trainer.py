@@ -146,9 +146,9 @@ def test_the_gradient_is_that_of_task_loss_plus_weighted_mmd(tmp_path, form):
     twin = copy.deepcopy(model)
     x, labels = torch.stack([row["x"] for row in rows]), torch.tensor([row["labels"] for row in rows])
     features = twin.body(x)
-    (source, target), (ys, yt) = split_pair(features), split_pair(labels)
+    (source, target), (ys, yt) = ([part[side] for side in reference.dealt(labels)] for part in (features, labels))
     mmd = {
-        "marginal": lambda: reference.marginal(source, target),
+        "marginal": lambda: reference.marginal(*split_pair(features)),
         "class_conditional": lambda: reference.class_conditional(source, target, ys, yt),
         "joint": lambda: reference.joint(source, target, ys, yt, kernel="delta"),
     }[form]()
@@ -279,8 +279,9 @@ def test_the_cap_bounds_the_matchings_gradient_at_the_features(tmp_path, model, 
     task, probabilities = outputs.loss, outputs.logits.softmax(1)
     full = head_input[0]
     features = full if full.ndim == 2 else full[:, -1]
-    (source, target), (ys, yt) = split_pair(features), split_pair(batch["labels"])
-    mmd = reference.class_conditional(source, target, ys, yt).float()
+    sides = reference.dealt(batch["labels"])
+    pair = [part[side] for part in (features, batch["labels"]) for side in sides]
+    mmd = reference.class_conditional(*pair).float()
     norms = [torch.autograd.grad(loss, full, retain_graph=True)[0].norm().item() for loss in (task, mmd)]
     classes = probabilities.shape[1]
     right = probabilities[torch.arange(len(rows)), batch["labels"]].mean().item()

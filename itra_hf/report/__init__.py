@@ -6,7 +6,6 @@ Needs matplotlib and jinja2, which the extra `itra_hf[report]` installs.
 import argparse
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from itra_hf.report.drawing import Picture
 from itra_hf.report.maps import both_maps, feature_maps, page_legend
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run
+from itra_hf.version import __version__
 
 COMPARISON = "comparison.json"
 
@@ -117,7 +117,7 @@ def _write(path: Path, **content: Any) -> Path:
     loader = jinja2.PackageLoader("itra_hf.report", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("page.html.jinja")
-    defaults: dict[str, Any] = {"warnings": [], "sentence": "", "version": version("itra_hf")}
+    defaults: dict[str, Any] = {"warnings": [], "sentence": "", "version": __version__}
     path.write_text(page.render(defaults | content), encoding="utf-8")
     return path
 

@@ -6,14 +6,16 @@ graph, in whose backward pass those gradients join the task's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from itra_hf.distributed import Batch
 from itra_hf.features import FeatureReader, HeadNotFoundError, RandomState, Seen, kept_buffers
+from itra_hf.step.forms import gradient_at
 from itra_hf.step.guards import excess_odds
-from itra_hf.step.matching import Matching, gradient_at
+from itra_hf.step.matching import Matching
 from itra_hf.step.meeting import Cap
 
 
@@ -31,15 +33,15 @@ class CachedStep:
         self.value = torch.zeros((), device=matching.device)
         self._asked = 0.0
         self._scale: Tensor | float = 1.0
-        self.weight: Tensor | None = None  # known after the first pass
+        self.weight: Tensor | float | None = None  # known after the first pass
         self._is_broken = False
         self._number = 0  # of the micro-batch whose second pass is next
         self._gradients: list[Tensor] = []
         self._random_states: list[RandomState] = []
-        self._rows: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self._batches: list[list[Batch]] = []
         self._spreads: list[Tensor] = []
-        self._norm, self._excess = torch.zeros((), device=matching.device), torch.zeros(2, device=matching.device)
+        zero = torch.zeros((), device=matching.device)
+        self._squares, self._excess = zero, (zero, zero)
 
     @property
     def is_new(self) -> bool:
@@ -73,10 +75,8 @@ class CachedStep:
         finally:
             self.collects = False
             self.micro_batches.clear()
-        if len(self._rows) == len(self._random_states):
+        if len(self._batches) == len(self._random_states) and all(self._batches):
             self._match()
-        else:
-            self.matching.skip()
 
     def take(self, task_loss: Tensor, seen: Seen | None, labels: Any, factor: float) -> Tensor:
         """The task loss of a micro-batch in either pass; of the second, one that the cached gradient joins.
@@ -87,12 +87,13 @@ class CachedStep:
             labels: as the batch held them.
             factor: what a gradient at the features is multiplied with, as Trainer will divide it.
         """
-        if seen is None:
-            return task_loss
-        if self.collects:
+        if self.collects and seen is None:
+            self.matching.skip()
+        elif self.collects and seen is not None:
             self._collect(task_loss / factor, seen, labels)
-            return task_loss
-        return task_loss if self.weight is None else self._meet(task_loss, seen, factor)
+        elif seen is not None and self.weight is not None:
+            return self._meet(task_loss, seen, factor, self.weight)
+        return task_loss
 
     def restore(self) -> None:
         """Put the random number generators where the first pass of the next micro-batch found them."""
@@ -105,21 +106,20 @@ class CachedStep:
 
     def _collect(self, task_loss: Tensor, seen: Seen, labels: Any) -> None:
         """Keep what a first pass, whose graph begins at the features, has shown."""
-        if len(self._rows) == len(self._random_states):
+        if len(self._batches) == len(self._random_states):
             _refuse_second_loss()
         rows = seen.rows(seen.tensors)
         own = self.matching.labels_of(seen.inputs, labels, len(rows))
-        self.matching.begin(own)
+        wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+        self._batches.append(self.matching.gather(wide, own))
         if self.matching.is_capped(self._asked):
             for gradient in gradient_at(self._scale * task_loss, seen.tensors):
-                self._norm += gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square().sum()
-            self._excess += excess_odds(seen.logits, own)
+                self._squares = self._squares + gradient.to(wide.dtype).square().sum()
+            above, missing = excess_odds(seen.logits, own)
+            self._excess = self._excess[0] + above, self._excess[1] + missing
             self._spreads.append(_spread(rows, seen.tensors))
-        self._rows.append(rows.detach())
-        if own is not None:
-            self._labels.append(own)
 
-    def _meet(self, task_loss: Tensor, seen: Seen, factor: float) -> Tensor:
+    def _meet(self, task_loss: Tensor, seen: Seen, factor: float, weight: Tensor | float) -> Tensor:
         """The task loss of a second pass, in whose backward pass the cached gradient joins the task's."""
         if seen.has_other_passes:
             raise HeadNotFoundError(
@@ -131,25 +131,16 @@ class CachedStep:
             rows = seen.rows(leaves)
         cached = (self._gradients[self._number - 1] * factor).to(rows.dtype)
         gradients = torch.autograd.grad(rows, leaves, cached)
-        return self.matching.meet(task_loss, seen.tensors, gradients, self.value, Cap(cast(Tensor, self.weight)))
+        return self.matching.meet(task_loss, seen.tensors, gradients, self.value, Cap(weight))
 
     def _match(self) -> None:
         """The one big loss of the step's rows, and its weight."""
-        rows = torch.cat(self._rows)
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32)).requires_grad_()
-        labelled = len(self._labels) == len(self._rows)
-        with torch.enable_grad():
-            value = self.matching.value(rows, torch.cat(self._labels) if labelled else None)
-        if value is None:
-            return
-        (gradient,) = gradient_at(value, [rows])
-        asked, capped = self._asked, self.matching.is_capped(self._asked)
-        squares = torch.cat(self._spreads) * gradient.square().sum(1) if capped else self._norm
-        cap = self.matching.cap(asked, self._excess if capped else None)
-        self.weight = cap.weight(self._norm.sqrt(), squares.sum().sqrt() * self._scale)
-        self.value = value.detach()
-        self._gradients = list(gradient.split([len(part) for part in self._rows]))
-        self._rows, self._labels, self._spreads = [], [], []
+        self.value, self._gradients = self.matching.matched(self._batches)
+        capped = self.matching.is_capped(self._asked)
+        squares = torch.cat(self._spreads) * torch.cat(self._gradients).square().sum(1) if capped else self._squares
+        cap = self.matching.cap(self._asked, self._excess if capped else None)
+        self.weight = cap.weight(self._squares.sqrt(), squares.sum().sqrt() * self._scale)
+        self._batches, self._spreads = [], []
 
 
 def _spread(rows: Tensor, tensors: Sequence[Tensor]) -> Tensor:

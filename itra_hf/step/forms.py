@@ -1,6 +1,10 @@
-"""Which matching loss a run takes: the form that was asked for, or the one that fits the labels."""
+"""Which matching loss a run takes: the form that was asked for, or the one that fits the labels.
 
-from collections.abc import Callable
+A batch holds its two mini-batches interleaved. A form that compares within classes deals the rows of each class out in
+turn; any other takes its even rows for one side and its odd rows for the other.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -9,10 +13,13 @@ from torch import Tensor
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import RanksDisagreeError, gather_numbers
 from itra_hf.labels import LabelKind
-from itra_hf.losses import LOSSES
+from itra_hf.losses import Form, Matched, mmd
+from itra_hf.pairing import split_pair
 
 MatchingLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+BatchLoss = Callable[[Tensor, Tensor | None], Matched]  # of an interleaved batch and its labels
 
+LABEL_KERNELS = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}
 AUTO: dict[str | None, str] = {"classes": "class_conditional", "vectors": "joint", "targets": "joint"}
 
 
@@ -21,7 +28,7 @@ def choose_form(args: MatchingArguments, kind: LabelKind | None) -> str | None:
     return AUTO.get(kind) if args.matching == "auto" else args.matching
 
 
-def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> MatchingLoss | None:
+def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> BatchLoss | None:
     """The matching loss for labels of a kind, with the kernel's options filled in.
 
     Args:
@@ -34,42 +41,72 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Mat
     Raises:
         ValueError: where the form that was asked for does not fit the labels.
     """
-    form = choose_form(args, kind)
-    if form is None:
+    name = choose_form(args, kind)
+    if name is None:
         return None
-    if kind is None and form != "marginal":
+    if kind is None and name != "marginal":
         raise ValueError(
-            f"matching={form!r} needs labels, and the batch holds none under the model's label name; "
+            f"matching={name!r} needs labels, and the batch holds none under the model's label name; "
             "add a label column, or take matching='marginal'"
         )
-    if kind == "tokens" and form != "marginal":
+    if kind == "tokens" and name != "marginal":
         raise ValueError(
-            f"matching={form!r} needs one label per row, but the labels are one per token; take matching='marginal' "
+            f"matching={name!r} needs one label per row, but the labels are one per token; take matching='marginal' "
             "with feature_layer=-1, which matches one row for each text"
         )
-    if form == "class_conditional" and kind != "classes":
+    if name == "class_conditional" and kind != "classes":
         raise ValueError(
             f"matching='class_conditional' needs one integer class per row, but the labels are {kind}; "
             "take matching='joint' or 'marginal'"
         )
-    options: dict[str, Any] = {
-        "bandwidth": args.bandwidth,
-        "num_bandwidths": args.num_bandwidths,
-        "unbiased": args.unbiased,
-    }
-    if form == "marginal":
-        return lambda source, target, source_labels, target_labels: LOSSES[form](source, target, **options)
-    if form == "joint":
-        options["label_kernel"] = {"classes": "delta", "vectors": "linear", "targets": "gaussian"}[str(kind)]
+    label_kernel = None if name == "marginal" else LABEL_KERNELS[str(kind)]
+    options: dict[str, Any] = {"num_bandwidths": args.num_bandwidths, "unbiased": args.unbiased}
+    form = Form(label_kernel, name == "class_conditional", args.bandwidth, **options)
 
-    def loss(source: Tensor, target: Tensor, source_labels: Tensor | None, target_labels: Tensor | None) -> Tensor:
-        source_labels, target_labels = (_same_kind(labels, form, kind) for labels in (source_labels, target_labels))
-        if form == "class_conditional":  # rows without a class, which the task's loss ignores, have no partner
-            source_labels = source_labels.where(source_labels >= 0, -1)
-            target_labels = target_labels.where(target_labels >= 0, -2)
-        return LOSSES[form](source, target, source_labels, target_labels, **options)
+    signs: dict[int, Tensor] = {}  # by the number of rows, for a batch of as many needs no other
+
+    def loss(rows: Tensor, labels: Tensor | None) -> Matched:
+        of_kind = None if label_kernel is None else _same_kind(labels, name, kind)
+        if label_kernel == "delta":
+            return mmd(rows, None, of_kind, form)
+        if len(rows) not in signs:
+            signs[len(rows)] = _alternating(rows)
+        return mmd(rows, signs[len(rows)], of_kind, form)
 
     return loss
+
+
+def of_own_loss(loss: MatchingLoss) -> BatchLoss:
+    """The user's loss of two mini-batches, as one of a whole batch."""
+
+    def matched(rows: Tensor, labels: Tensor | None) -> Matched:
+        leaf = rows.detach()
+        leaf = (leaf.float() if leaf.dtype == torch.float16 else leaf).requires_grad_()  # half loses small gradients
+        with torch.enable_grad():
+            given = leaf.clone()  # a loss may edit it in place
+            value = loss(*split_pair(given), *((None, None) if labels is None else split_pair(labels)))
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            what = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(f"matching_loss must return a scalar tensor, but it returned {what}")
+        (gradient,) = gradient_at(value, [leaf])
+        wide = rows.detach().float()
+        return Matched(value.detach(), gradient, torch.linalg.vector_norm(wide - wide.mean(0)))
+
+    return matched
+
+
+def gradient_at(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients at some tensors, zero where the loss does not depend on them."""
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(tensor) for tensor in tensors)
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+
+
+def _alternating(rows: Tensor) -> Tensor:
+    """1, -1, 1, -1, ... for an interleaved batch."""
+    sign = torch.ones(len(rows), device=rows.device)
+    sign[1::2] = -1
+    return sign
 
 
 def _same_kind(labels: Tensor | None, form: str, kind: LabelKind | None) -> Tensor:

@@ -47,7 +47,7 @@ def share_for_rows(rows: int, epochs: float, full_weight_rows: int) -> float:
     return min(1.0, full_weight_rows * epochs / rows)
 
 
-def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+def excess_odds(logits: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
     `odds(p) = p / (1 - p)`, and p is the mean probability of the right one of K classes; this is `(K p - 1) / (1 - p)`.
@@ -60,8 +60,8 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
         labels: `[rows]`, if there are any; others than 0 to K-1 are left out.
 
     Returns:
-        `[2]`, the sums over rows of `K p - 1` and of `1 - p`, to be added up over micro-batches and ranks; the quotient
-        is the excess.
+        Two scalars, the sums over rows of `K p - 1` and of `1 - p`, to be added up over micro-batches and ranks; their
+        quotient is the excess. Both are 0 where labels are no classes.
 
     Example:
         >>> above, missing = excess_odds(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1]))
@@ -70,13 +70,12 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     """
     if logits is None or labels is None or not _are_classes(labels, logits):
         given = labels if logits is None else logits
-        return torch.tensor([LEARNED / 4, 1.0], device=None if given is None else given.device)
+        zero = torch.zeros((), device=None if given is None else given.device)
+        return zero, zero
     classes = logits.shape[-1]
-    index = labels.long().clamp(0, classes - 1)
-    known = (index == labels).float()
-    right = logits.detach().float().softmax(-1).gather(1, index[:, None])[:, 0].dot(known)
-    rows = known.sum()
-    return torch.stack([classes * right - rows, rows - right])
+    is_right = labels[:, None] == torch.arange(classes, device=labels.device)
+    right, rows = (logits.detach().float().softmax(-1) * is_right).sum(), is_right.sum()
+    return classes * right - rows, rows - right
 
 
 def _are_classes(labels: Tensor, logits: Tensor) -> bool:
@@ -84,7 +83,9 @@ def _are_classes(labels: Tensor, logits: Tensor) -> bool:
     return is_one_a_row and not labels.is_floating_point() and logits.shape[-1] > 1
 
 
-def capped_weight(weight: float, norms: Sequence[Tensor] | Tensor, excess: Tensor, max_ratio: float) -> Tensor:
+def capped_weight(
+    weight: float, norms: Sequence[Tensor] | Tensor, excess: Sequence[Tensor] | Tensor, max_ratio: float
+) -> Tensor:
     """The weight, or less where the matching's gradient would outgrow its share of the task's.
 
     `min(weight, max_ratio * opening * |task gradient| / |matching gradient|)`, where
@@ -95,7 +96,7 @@ def capped_weight(weight: float, norms: Sequence[Tensor] | Tensor, excess: Tenso
     Args:
         weight: the weight that is asked for.
         norms: of the task's and of the unweighted matching's feature gradient, two scalars.
-        excess: `[2]`, the sums of `excess_odds`; no rows count as labels that are no classes.
+        excess: the two sums of `excess_odds`; 0 and 0 count as labels that are no classes.
         max_ratio: the largest allowed `weight * |matching gradient| / |task gradient|`, once the task is learned.
 
     Returns:
@@ -127,11 +128,11 @@ class CollapseWatch:
 
     Example:
         >>> watch = CollapseWatch()
-        >>> watch.update(torch.tensor([[1.0], [3.0]]))
+        >>> watch.update(torch.tensor(2.0), rows=2)
         >>> watch.collapsed()
         False
         >>> for _ in range(9):
-        ...     watch.update(torch.tensor([[2.0], [2.0]]))
+        ...     watch.update(torch.tensor(0.0), rows=2)
         >>> watch.collapsed()
         True
     """
@@ -140,12 +141,12 @@ class CollapseWatch:
         self.threshold = threshold
         self._sum: Tensor | float = 0.0
         self._steps = 0
-        self._recent: list[Tensor] = []  # the scatter of steps that are in no sum yet
+        self._recent: list[tuple[Tensor, int]] = []  # of steps that are in no sum yet
 
-    def update(self, rows: Tensor) -> None:
-        """Take note of a step's features, `[rows, d]`; a batch of one row says nothing."""
-        if len(rows) > 1:
-            self._recent.append(rows.detach().float().var(0, correction=0).sum())
+    def update(self, spread: Tensor, rows: int) -> None:
+        """Take note of the spread of a step's rows, `|Z - mean|`; a batch of one row says nothing."""
+        if rows > 1:
+            self._recent.append((spread, rows))
             if len(self._recent) > 100:
                 self._add_up(self._recent[:-10])
                 del self._recent[:-10]
@@ -159,9 +160,22 @@ class CollapseWatch:
         self._add_up(recent)
         if not recent:
             return False
-        return bool(torch.stack(recent[-10:]).max() <= self.threshold * self._sum / self._steps)
+        return bool(_scatters(recent[-10:]).max() <= self.threshold * self._sum / self._steps)
 
-    def _add_up(self, scatters: list[Tensor]) -> None:
-        if scatters:
-            self._sum = self._sum + torch.stack(scatters).sum()
-            self._steps += len(scatters)
+    def _add_up(self, recent: list[tuple[Tensor, int]]) -> None:
+        if recent:
+            self._sum = (
+                self._sum + _scatters(recent).nan_to_num(0.0, 0.0).sum()
+            )  # a step that overflowed does not count
+            self._steps += len(recent)
+
+
+def _scatters(recent: list[tuple[Tensor, int]]) -> Tensor:
+    """The mean squared scatter of a row, step by step."""
+    spreads, rows = zip(*recent, strict=True)
+    return torch.stack(spreads).square() / on_device(rows, spreads[0].device)
+
+
+def on_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers as a tensor; the host does not wait for the device, as it does in `torch.tensor(numbers, device=...)`."""
+    return torch.tensor(numbers).to(device, non_blocking=True)

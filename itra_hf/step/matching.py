@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.config import MatchingArguments
-from itra_hf.distributed import BatchGatherer, gather_numbers, is_distributed, sum_over_ranks
+from itra_hf.distributed import Batch, BatchGatherer, gather_numbers, is_distributed, rank, sum_over_ranks
 from itra_hf.features import HeadNotFoundError, Seen
 from itra_hf.labels import label_kind
-from itra_hf.pairing import split_pair
-from itra_hf.step.forms import MatchingLoss, agree_on_kind, choose_form, choose_matching_loss
-from itra_hf.step.guards import CollapseWatch, excess_odds
+from itra_hf.step.forms import BatchLoss, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
+from itra_hf.step.guards import CollapseWatch, excess_odds, on_device
 from itra_hf.step.meeting import Cap, Meeting
 
 LOGGED = ("task_loss", "matching_loss", "matching_weight")
@@ -37,13 +36,14 @@ class Matching:
         device: torch.device,
         label_name: str,
     ) -> None:
-        self.args, self.own_loss, self.model, self.device = args, own_loss, model, device
+        self.args, self.model, self.device = args, model, device
+        self.own_loss = None if own_loss is None else of_own_loss(own_loss)
         self.label_name = label_name
         self.form: str | None = None  # known with the first batch that is matched
-        self._loss: MatchingLoss | None = None
+        self._loss: BatchLoss | None = None
         self._gatherer, self._collapse = BatchGatherer(device), CollapseWatch()
         self._meetings: list[tuple[Meeting, Tensor]] = []
-        self._noted: list[tuple[Tensor, Tensor, Tensor, float]] = []  # what is in no sum yet
+        self._noted: list[tuple[Tensor, Tensor, Tensor | float, float]] = []  # what is in no sum yet
         self._sums = torch.zeros(4, device=device)
         self._has_means = False
         self._warned_of_collapse = False
@@ -90,14 +90,16 @@ class Matching:
         Raises:
             HeadNotFoundError: if there is nothing to match with.
         """
-        leaves = tuple(_leaf(tensor) for tensor in seen.tensors)
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in seen.tensors)
         with torch.enable_grad():
             rows = seen.rows(leaves)
-            labels = self.labels_of(seen.inputs, labels, len(rows))
-            value = self.value(rows, labels)
-        if value is None:
+        labels = self.labels_of(seen.inputs, labels, len(rows))
+        batches = self.gather(rows.detach(), labels)
+        if not batches:
             return task_loss
-        gradients = gradient_at(value / divisor if divisor > 1 else value, leaves)
+        value, [gradient] = self.matched([batches])
+        gradient = gradient / divisor if divisor > 1 else gradient
+        gradients = torch.autograd.grad(rows, leaves, gradient.to(rows.dtype))
         excess = excess_odds(seen.logits, labels) if self.is_capped(asked) else None
         return self.meet(task_loss, seen.tensors, gradients, value, self.cap(asked, excess))
 
@@ -106,25 +108,29 @@ class Matching:
     ) -> Tensor:
         """The task loss, in whose backward pass these gradients join the task's at these tensors."""
         meeting = Meeting(tensors, gradients, cap)
-        self._meetings.append((meeting, value.detach()))
+        self._meetings.append((meeting, value))
         return meeting.term(task_loss)
 
-    def value(self, rows: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The matching loss of a batch, `[rows, d]`, or of the batches of all ranks; a scalar.
-
-        None where a rank has nothing to match in its batch (see `skip`).
-        """
+    def gather(self, rows: Tensor, labels: Tensor | None) -> list[Batch]:
+        """The rows `[rows, d]` and labels that are matched, rank by rank; none where a rank has nothing to match."""
         self.begin(labels)
-        batches = self._gather(rows, labels)
-        if not batches:
-            return None
-        self._collapse.update(rows)
-        source, target = _join([rows for rows, _ in batches])
-        own, other = (None, None) if labels is None else _join([cast(Tensor, labels) for _, labels in batches])
-        loss = cast(MatchingLoss, self._loss)(source, target, own, other)
-        if loss.ndim != 0:
-            raise ValueError(f"matching_loss must return a scalar tensor, but its shape is {tuple(loss.shape)}")
-        return loss
+        return self._gather(rows, labels)
+
+    def matched(self, micro_batches: Sequence[list[Batch]]) -> tuple[Tensor, list[Tensor]]:
+        """The matching loss of gathered micro-batches, as of one batch, and its gradients at this rank's rows of each.
+
+        The rows are matched in the order in which one process would see them. On several ranks the gradient is
+        multiplied by their number, which the mean over ranks that DDP and FSDP take undoes.
+        """
+        batches, ranks = [batch for each in micro_batches for batch in each], len(micro_batches[0])
+        labels = [labels for _, labels in batches if labels is not None]
+        rows = [rows for rows, _ in batches]
+        value, gradient, spread = cast(BatchLoss, self._loss)(
+            _joined(rows), _joined(labels) if len(labels) == len(rows) else None
+        )
+        gradients = (gradient * ranks if ranks > 1 else gradient).split([len(part) for part in rows])
+        self._collapse.update(spread, len(gradient))
+        return value, list(gradients[rank() % ranks :: ranks])
 
     def skip(self) -> None:
         """Pass over a batch in which there is nothing to match; the other ranks pass over theirs."""
@@ -134,7 +140,7 @@ class Matching:
             agree_on_kind(None, False, self.device)
         self._has_agreed = False
 
-    def cap(self, asked: float, excess: Tensor | None) -> Cap:
+    def cap(self, asked: float, excess: tuple[Tensor, Tensor] | None) -> Cap:
         """What decides on the weight, given the excess odds where the cap has to be looked at."""
         return Cap(asked, excess, self.args.matching_max_grad_ratio or 1.0)
 
@@ -180,7 +186,10 @@ class Matching:
         loss = task_loss
         for meeting, value in self._meetings:
             weight = meeting.weight
-            loss = torch.addcmul(loss, weight, value, value=share)
+            if isinstance(weight, Tensor):
+                loss = torch.addcmul(loss, weight, value, value=share)
+            else:
+                loss = torch.add(loss, value, alpha=weight * share)
             self._noted.append((task_loss, value, weight, share))
             self._has_means = True
         self._meetings.clear()
@@ -205,8 +214,10 @@ class Matching:
         """Add what was noted to the sums; a matching loss of 0 had nothing to match (one row, no class in common)."""
         if self._noted:
             task_losses, values, weights, shares = zip(*self._noted, strict=True)
-            share = torch.tensor(shares, device=self.device)
-            parts = [torch.stack(part).float() for part in (values, weights)]
+            share = on_device(shares, self.device)
+            pairs = zip(weights, values, strict=True)
+            applied = [each if isinstance(each, Tensor) else value.new_full((), each) for each, value in pairs]
+            parts = [torch.stack(part).float() for part in (list(values), applied)]
             task = torch.stack(task_losses).float() / share  # the task loss of a micro-batch holds its share already
             entries = torch.stack([task, *parts, torch.ones_like(share)])
             self._sums += (entries * share).masked_fill(parts[0] == 0, 0.0).sum(1)
@@ -218,30 +229,12 @@ class Matching:
         self._warned_of_collapse = self._warned_of_collapse or collapsed
         return collapsed
 
-    def _gather(self, rows: Tensor | None, labels: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-        """The rows and labels that are matched, rank by rank; none where a rank has nothing to match."""
+    def _gather(self, rows: Tensor | None, labels: Tensor | None) -> list[Batch]:
         if self.args.gather_features or not is_distributed():
             return self._gatherer.gather(rows, labels)
         everywhere = all(has_rows for [has_rows] in gather_numbers([int(rows is not None)], self.device))
         return [(rows, labels)] if rows is not None and everywhere else []
 
 
-def gradient_at(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The gradients at some tensors, zero where the loss does not depend on them."""
-    if not loss.requires_grad:
-        return tuple(torch.zeros_like(tensor) for tensor in tensors)
-    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    """A tensor outside the task's graph; in float32 where float16 would lose its gradient."""
-    leaf = tensor.detach()
-    return (leaf.float() if leaf.dtype == torch.float16 else leaf).requires_grad_()
-
-
-def _join(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The two mini-batches of several ranks' interleaved batches."""
-    if len(batches) == 1:
-        return split_pair(batches[0])
-    sources, targets = zip(*map(split_pair, batches), strict=True)
-    return torch.cat(sources), torch.cat(targets)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

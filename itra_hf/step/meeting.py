@@ -26,22 +26,27 @@ class Cap:
 
     Args:
         asked: the weight after the ramp.
-        excess: `[2]`, as of `guards.excess_odds`; None where no cap is kept.
+        excess: as of `guards.excess_odds`; None where no cap is kept.
         max_ratio: as of `guards.capped_weight`.
     """
 
-    def __init__(self, asked: float | Tensor, excess: Tensor | None = None, max_ratio: float = 1.0) -> None:
+    def __init__(
+        self, asked: float | Tensor, excess: tuple[Tensor, Tensor] | None = None, max_ratio: float = 1.0
+    ) -> None:
         self.asked, self.excess, self.max_ratio = asked, excess, max_ratio
 
-    def weight(self, task_norm: Tensor, matching_norm: Tensor) -> Tensor:
+    def at(self, task: Tensor, matching: Tensor, factor: Tensor) -> Tensor | float:
+        """The weight where the task's gradient meets the matching's, which is still to be multiplied by a factor."""
+        return self.asked if self.excess is None else self.weight(_norm(task), _norm(matching) * factor)
+
+    def weight(self, task_norm: Tensor, matching_norm: Tensor) -> Tensor | float:
         """The weight for the norms of both gradients on this rank, a scalar; the same on all ranks."""
         if self.excess is None:
-            return torch.as_tensor(self.asked, dtype=task_norm.dtype, device=task_norm.device)
-        norms: Sequence[Tensor] = (task_norm, matching_norm)
-        excess = self.excess
+            return self.asked
+        norms, excess = (task_norm, matching_norm), self.excess
         if is_distributed():
-            squares, excess = sum_over_ranks(torch.cat([torch.stack(list(norms)).square(), excess])).split(2)
-            norms = squares.sqrt()
+            *squares, above, missing = sum_over_ranks(torch.stack([*(norm.square() for norm in norms), *excess]))
+            norms, excess = (squares[0].sqrt(), squares[1].sqrt()), (above, missing)
         return capped_weight(float(self.asked), norms, excess, self.max_ratio)
 
 
@@ -58,8 +63,7 @@ class Meeting:
     def __init__(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], cap: Cap) -> None:
         self._factor: Tensor | None = None
         self._cap, self._tensors = cap, [tensor for tensor in tensors if tensor.requires_grad]
-        self._weights: dict[int, Tensor] = {}
-        self._device = gradients[0].device
+        self._weights: dict[int, Tensor | float] = {}
         for number, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
             if tensor.requires_grad:
                 tensor.register_hook(lambda task, number=number, gradient=gradient: self._meet(task, gradient, number))
@@ -73,18 +77,16 @@ class Meeting:
         return term
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor | float:
         """The weight that was applied, after the backward pass; 0 where it did not reach the features."""
         weights = list(self._weights.values())
-        if len(weights) == 1:
-            return weights[0]
-        return torch.stack(weights).mean() if weights else torch.zeros((), device=self._device)
+        return sum(weights[1:], weights[0]) / len(weights) if len(weights) > 1 else [*weights, 0.0][0]
 
     def _meet(self, task: Tensor | None, gradient: Tensor, number: int) -> Tensor | None:
         if self._factor is None or task is None:  # a backward pass of the user's own, or past the features
             return task
         with torch.no_grad():
-            weight = self._cap.weight(_norm(task), _norm(gradient) * self._factor)
+            weight = self._cap.at(task, gradient, self._factor)
             self._weights[number] = weight
         return torch.addcmul(task, gradient, weight * self._factor).to(task.dtype)  # with create_graph it has a graph
 

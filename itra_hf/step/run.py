@@ -126,8 +126,7 @@ class Run:
                 return self.matching.match(loss, seen, labels, divisor, asked_weight(self.trainer))
             self.matching.skip()
         except HeadNotFoundError as error:
-            if not self._collects:
-                self.matching.skip()
+            self.matching.skip()
             self._give_up(error)
         return loss
 
