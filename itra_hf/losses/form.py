@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 NO_CLASS = -100  # a label that the task's loss ignores
 MOST_BANDWIDTHS = 15  # the narrowest Gaussian multiplies rounding errors: with 21 the gradient may be 2 % off
 

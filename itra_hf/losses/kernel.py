@@ -9,6 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itra_hf.losses import form
+
+NOISE = tl.constexpr(form.COLLAPSE * torch.finfo(torch.float32).eps)  # relative scatter of identical features
+NO_CLASS = tl.constexpr(form.NO_CLASS)
+
 
 @triton.jit
 def _centred(pointer, rows, columns, n, width):
@@ -29,7 +34,7 @@ def _scale(pointer, rows, n, width, step: tl.constexpr):
         z = _centred(pointer, rows, columns, n, width).to(tl.float64)
         by_column = tl.sum(z * z, 0)
         scatter += tl.sum(by_column, 0)
-        level = tl.load(pointer + columns, columns < width, other=0.0).to(tl.float64) * (64.0 * 1.1920928955078125e-07)
+        level = tl.load(pointer + columns, columns < width, other=0.0).to(tl.float64) * NOISE
         excess = tl.sqrt(by_column) - tl.abs(level) * tl.sqrt(n.to(tl.float64))
         above_noise = tl.maximum(above_noise, tl.max(excess, 0))
     spread = tl.sqrt(scatter)
@@ -115,7 +120,7 @@ def _mmd(
         y = tl.load(labels + rows, rows < n, other=0)
         pairs = tl.where(y[:, None] == y[None, :], pairs, 0.0)
         if dealt:
-            has_class &= y != -100
+            has_class &= y != NO_CLASS
     half, right, correction = _half_weights(signs, pairs, has_class, rows, n, by_class, dealt, unbiased)
     pairs *= 4.0 * half[:, None] * right[None, :]
     if label_kernel == "linear":

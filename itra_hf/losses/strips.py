@@ -16,11 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from itra_hf.losses.form import NO_CLASS, Form, Matched
+from itra_hf.losses.form import COLLAPSE, NO_CLASS, Form, Matched
 from itra_hf.losses.launch import as_vectors, in_one_launch
 
 STRIP = 2**19  # entries of a strip: with more, its powers outgrow a CPU's cache, and in memory the features
-COLLAPSE = 64.0  # features whose relative scatter is below 64 eps are taken for identical
 
 Strips = Callable[[slice], Tensor]  # gives rows of an N x N matrix
 

@@ -87,11 +87,12 @@ class CachedStep:
             labels: as the batch held them.
             factor: what a gradient at the features is multiplied with, as Trainer will divide it.
         """
-        if self.collects and seen is None:
-            self.matching.skip()
-        elif self.collects and seen is not None:
+        if seen is None:
+            if self.collects:
+                self.matching.skip()
+        elif self.collects:
             self._collect(task_loss / factor, seen, labels)
-        elif seen is not None and self.weight is not None:
+        elif self.weight is not None:
             return self._meet(task_loss, seen, factor, self.weight)
         return task_loss
 

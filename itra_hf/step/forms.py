@@ -5,7 +5,7 @@ turn; any other takes its even rows for one side and its odd rows for the other.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -60,8 +60,7 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
             "take matching='joint' or 'marginal'"
         )
     label_kernel = None if name == "marginal" else LABEL_KERNELS[str(kind)]
-    options: dict[str, Any] = {"num_bandwidths": args.num_bandwidths, "unbiased": args.unbiased}
-    form = Form(label_kernel, name == "class_conditional", args.bandwidth, **options)
+    form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths, args.unbiased)
 
     signs: dict[int, Tensor] = {}  # by the number of rows, for a batch of as many needs no other
 

@@ -164,9 +164,8 @@ class CollapseWatch:
 
     def _add_up(self, recent: list[tuple[Tensor, int]]) -> None:
         if recent:
-            self._sum = (
-                self._sum + _scatters(recent).nan_to_num(0.0, 0.0).sum()
-            )  # a step that overflowed does not count
+            finite = _scatters(recent).nan_to_num(0.0, 0.0)  # a step that overflowed adds nothing
+            self._sum = self._sum + finite.sum()
             self._steps += len(recent)
 
 
