@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -95,6 +96,9 @@ def main() -> None:
         "(one token's output), `mean` (the average over the attention mask) or the average of two heads, whose inputs",
         "then are the features, side by side (once where they share it). Features are `[rows, d]` of the tiny model;",
         "dropout says that an `nn.Dropout` makes the head's input.",
+        "",
+        f"The {len(set(MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()))} classes of AutoModelForMultipleChoice are",
+        "refused: each choice has a logit and features of its own, so a row has none. They train as under Trainer.",
         "",
         *_table(["", *verdicts], [[name, *(str(counts[name, verdict]) for verdict in verdicts)] for name in families]),
         "",

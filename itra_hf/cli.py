@@ -1,6 +1,7 @@
 """The command `itra-hf`: train, or compare Trainer with ITRATrainer, without writing a script."""
 
 import argparse
+import logging
 import socket
 import subprocess
 import sys
@@ -146,6 +147,8 @@ def launch(argv: list[str]) -> None:
 
 def train_command(argv: list[str]) -> None:
     """Train on texts, images or sounds with ITRATrainer; evaluate; save the model and its card."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("itra_hf").setLevel(logging.INFO)  # what is matched
     task, how, args = prepare("train", argv, TrainArguments)
     report = _report_module() if how.report else None
     callbacks = [ITRADiagnosticsCallback()] if task.has_scatter else []
@@ -181,7 +184,8 @@ def compare_command(argv: list[str]) -> None:
     result = compare(task, args, list(range(args.seed, args.seed + how.seeds)))
     if args.process_index == 0:
         page = report.write_comparison(Path(str(args.output_dir), RESULT))
-        print(f"\n{table(result)}\n\n{result['sentence']}\n\n{page} shows it.")
+        told = "\n".join(line for line in (result["matched"], *result["warnings"]) if line)
+        print(f"\n{table(result)}\n\n{result['sentence']}\n\n{told}\n\n{page} shows it.")
 
 
 def report_command(argv: list[str]) -> None:

@@ -142,6 +142,8 @@ def _run(
         "seconds": trained.metrics["train_runtime"],
         "steps": trained.global_step,
         "folder": Path(own.output_dir).name,
+        "matched": trainer.matching_line if isinstance(trainer, ITRATrainer) else None,
+        "hardly": trainer.hardly_matched if isinstance(trainer, ITRATrainer) else None,
     }
 
 
@@ -166,6 +168,10 @@ def summarise(task: Task, args: ITRAConfig, settings: dict[str, Any], runs: list
         "differences": differences,
         "verdict": verdict,
         "sentence": sentence,
+        "matched": next((run["matched"] for run in runs if run.get("matched")), None),
+        "warnings": [
+            f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in runs if run.get("hardly")
+        ],
     }
 
 

@@ -59,7 +59,10 @@ class MatchingArguments:
         default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
     )
     feature_layer: str = field(
-        default="head", metadata=_help("'head', the classifier's input, or the index of a hidden state.")
+        default="head",
+        metadata=_help(
+            "'head', the classifier's input; the name of a module, for its input; or a hidden state's index."
+        ),
     )
     feature_pooling: Literal["auto", "first", "last", "mean"] = field(
         default="auto", metadata=_help("How a hidden state becomes one row per example; 'auto' is the mean.")
@@ -89,9 +92,12 @@ class MatchingArguments:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
-        if self.feature_layer != "head" and not str(self.feature_layer).removeprefix("-").isdecimal():
+        layer = self.feature_layer
+        is_index = str(layer).removeprefix("-").isdecimal()
+        if not is_index and (not isinstance(layer, str) or not layer.strip(". ") or layer.startswith("-")):
             raise ValueError(
-                f"feature_layer={self.feature_layer!r} must be 'head' or the index of a hidden state, such as -1"
+                f"feature_layer={self.feature_layer!r} must be 'head', the name of a module such as 'classifier', or "
+                "the index of a hidden state such as -1"
             )
         if self.matching_max_grad_ratio == float("inf"):  # a command line has no None
             self.matching_max_grad_ratio = None
@@ -136,11 +142,13 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             all steps. As many as the training set has switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
             the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
-            It needs `train_sampling_strategy="random"`, Trainer's default, and batches of an even number of rows.
-        feature_layer: `"head"` (default) is the input of the classifier; an index takes that hidden state, 0 being the
-            embeddings and -1 the last.
-        feature_pooling: how a hidden state becomes one row per example: `"first"`, `"last"` or `"mean"` over the
-            attended tokens; `"auto"` (default) is the mean. The head's input needs no pooling.
+            A warning tells where the first batches hold few such couples, and why.
+        feature_layer: `"head"` (default) is the input of the classifier, which is found in the first step. The name of
+            a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module;
+            one that is called `head` is meant by `".head"`.
+            An index takes that hidden state, 0 being the embeddings and -1 the last.
+        feature_pooling: how tokens become one row per example: `"first"`, `"last"` or `"mean"` over the attended ones;
+            `"auto"` (default) is the mean. The head's input needs no pooling.
         gather_features: match the features of all ranks (default), or of each rank apart.
         matching_scope: under gradient accumulation, match within each `"micro_batch"` (default) or across the whole
             `"optimizer_step"`, as if it were one batch: a third to a half more time, the memory of one micro-batch.

@@ -72,6 +72,9 @@ class SavedRun:
             values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}
+        state |= {
+            name: getattr(trainer, name, None) for name in ("matching_line", "hardly_matched")
+        }  # of an ITRATrainer
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(facts | state | others | {"settings": values}, indent=2, default=str)
         (self.folder / "config.json").write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """`ITRATrainer`: the Hugging Face Trainer with a matching loss between the two halves of every batch."""
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, cast
 
@@ -13,9 +13,8 @@ from transformers.trainer_utils import TrainOutput
 
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
-from itra_hf.labels import class_column
 from itra_hf.model_card import write_model_card
-from itra_hf.sampling import class_pairs
+from itra_hf.pairing import Pairing, class_column, collated_labels, label_names, pair_rows
 from itra_hf.saving import SavingTrainer
 from itra_hf.step import MatchingLoss, Run, check_setup
 
@@ -31,7 +30,8 @@ class ITRATrainer(SavingTrainer):
     where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
     `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. The log holds `task_loss`,
     `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was applied) beside
-    `loss`. Evaluation, saving and everything else is Trainer's.
+    `loss`. The attribute `matching_line` says what is matched, and after training `hardly_matched` why it hardly was,
+    or is None. Evaluation, saving and everything else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
@@ -87,7 +87,10 @@ class ITRATrainer(SavingTrainer):
         super().__init__(**{name: value for name, value in options.items() if value is not None}, **others)
         self.matching_loss = matching_loss
         self.matching_form: str | None = None  # that training took, once it has begun
+        self.matching_line: str | None = None  # that tells what it matches, on the main process
+        self.hardly_matched: str | None = None  # the reason, where the last run was hardly matched; there, too
         self.cannot_match = False  # the last run, for a reason that a warning told
+        self.row_order: Pairing | None = None  # of the training data loader, under pairing="class"
         self._run: Run | None = None
         if self.matching_is_on:
             check_setup(self, self.args.per_device_train_batch_size, training=False)
@@ -113,10 +116,12 @@ class ITRATrainer(SavingTrainer):
     def get_train_labels(self, train_dataset: Any) -> Tensor | None:
         """The class of every training row, `[n]` integers, for `pairing="class"`; None pairs rows at random.
 
-        The labels of a `datasets.Dataset` and of a list of examples are found. Override this for a dataset that can
-        tell its labels without loading every example.
+        Found are the labels of a `datasets.Dataset`, of a list of examples, of a `TensorDataset`, of a data set with
+        its labels in `targets` or `labels`, and of a `Subset` or `ConcatDataset` of these. Override this for another
+        one that can tell its labels without loading every example.
         """
-        return class_column(train_dataset, cast(nn.Module, self.model))
+        names, labels_of = label_names(self.label_names), partial(collated_labels, self, train_dataset)
+        return class_column(train_dataset, cast(nn.Module, self.model), names, labels_of)
 
     def _inner_training_loop(
         self,
@@ -130,7 +135,8 @@ class ITRATrainer(SavingTrainer):
 
         A batch that does not fit the memory begins it anew under `auto_find_batch_size`, with another size.
         """
-        self.cannot_match, self.matching_form = False, None
+        self.cannot_match = False
+        self.matching_form = self.matching_line = self.hardly_matched = None
         if self.matching_is_on:
             check_setup(self, batch_size or self.args.per_device_train_batch_size, training=True)
         try:
@@ -154,7 +160,7 @@ class ITRATrainer(SavingTrainer):
         if self._run is None or not self.matching_is_on:
             return super().training_step(model, inputs, num_items_in_batch)
         loss = self._run.training_step(super().training_step, model, inputs, num_items_in_batch)
-        self.matching_form = self._run.matching.form
+        self.matching_form, self.matching_line = self._run.matching.form, self._run.line
         return loss
 
     def compute_loss(
@@ -183,6 +189,7 @@ class ITRATrainer(SavingTrainer):
         """Log as Trainer does; its own log of the training loss holds the means of the parts, too."""
         if self._run is not None:
             self._run.log(logs)
+            self.hardly_matched = self._run.hardly
         super().log(logs, start_time)
 
     @wraps(Trainer.create_model_card, assigned=())
@@ -195,6 +202,6 @@ class ITRATrainer(SavingTrainer):
             write_model_card(self, form, given.get("tasks"), given.get("dataset"))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        if self.matching_is_on and self.matching_args.pairing == "class":
-            return cast(Sampler[int] | None, class_pairs(self, train_dataset, super()._get_train_sampler))
-        return super()._get_train_sampler(train_dataset)
+        parent, pairs = super()._get_train_sampler, self.matching_args.pairing == "class"
+        self.row_order = pair_rows(self, train_dataset, parent) if pairs else None
+        return (self.row_order and self.row_order.sampler) or parent(train_dataset)

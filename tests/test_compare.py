@@ -70,6 +70,17 @@ def test_each_run_is_what_its_trainer_does_by_hand(task, whole, tmp_path):
     assert "ITRATrainer" in table(result)
 
 
+def test_what_was_matched_and_that_it_was_hardly_any_is_shown(whole):
+    result, _ = whole
+    assert result["matched"].startswith("ITRA matches the input of ")
+    lines = {run["trainer"]: run["matched"] for run in result["runs"]}
+    assert lines == {"Trainer": None, "ITRATrainer": result["matched"]}
+    told = [run for run in result["runs"] if run["hardly"]]
+    assert {run["trainer"] for run in told} == {"ITRATrainer"}  # six steps are too few for the cap to open
+    lines = [f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in told]
+    assert result["warnings"] == lines
+
+
 class Die(TrainerCallback):
     """Stops everything after so many steps of all runs."""
 

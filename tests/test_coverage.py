@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from tiny_models import LABELS, apply_heads, architectures, check_features, tiny_inputs, tiny_model
 
-from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates, logits_of
+from itra_hf.features import HeadInput, HeadNotFoundError, head_candidates
 
 # family, model type, class, options, the heads' names, pooling
 KINDS = [
@@ -129,7 +129,7 @@ def test_bfloat16_autocast(class_name):
         with head_input.attached():
             outputs = model(**inputs)
             rows = head_input.rows(outputs, inputs.get("attention_mask"))
-        logits = logits_of(outputs).float()
+        logits = outputs["logits"].float()
         error = (apply_heads(head_input, rows).float() - logits).abs().max()
     assert error < 0.02 * logits.abs().max()
 

@@ -61,13 +61,14 @@ UNEVEN = {
     },
 }
 UNLABELLED = {"model": "unsupervised", "train_sampling_strategy": "sequential"}
-ERRORS = {
-    "first_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(8, 16)]},
-    "later_batch_of_one_rank_unlabelled": UNLABELLED | {"unlabelled": [*range(24, 32)]},
-    "micro_batch_of_one_rank_unlabelled": UNLABELLED
-    | ACCUMULATED
-    | {"unlabelled": [*range(12, 16)], "matching_scope": "optimizer_step"},
+MISSED = {  # by one rank
+    "first_batch": UNLABELLED | {"unlabelled": [*range(8, 16)]},
+    "later_batch": UNLABELLED | {"unlabelled": [*range(24, 32)]},
+    "micro_batch": UNLABELLED | ACCUMULATED | {"unlabelled": [*range(12, 16)], "matching_scope": "optimizer_step"},
 }
+ERRORS = {f"{name}_unlabelled": changes | {"matching": "class_conditional"} for name, changes in MISSED.items()}
+AUTO = {f"{name}_under_auto": changes for name, changes in MISSED.items()}
+AUTO["without_matching"] = MISSED["first_batch"] | {"matching": "none"}
 OTHER_HEAD = {  # on rank 1 in the third step
     "other_head": {"model": "two_heads", "large": [40], "ddp_find_unused_parameters": True, "max_steps": 4}
     | {"train_sampling_strategy": "sequential", "matching_warmup_ratio": 0.0, "pairing": "random"},
@@ -118,7 +119,7 @@ def launch(folder: Path, world_size: int, scenarios: dict) -> None:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, 1, SCENARIOS | LOCAL_BY_HAND | MEASURED)
-    two_ranks = SCENARIOS | LOCAL | PADDED | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS
+    two_ranks = SCENARIOS | LOCAL | PADDED | UNEVEN | RESUMED | WHOLE | SHARDED | MEASURED | UNMEASURED | ERRORS | AUTO
     launch(folder, 2, two_ranks | OTHER_HEAD | DIVERGED | CHECKS)
     return lambda name, world_size, rank=0: torch.load(folder / f"{name}-{world_size}-{rank}.pt", weights_only=False)
 
@@ -179,6 +180,19 @@ def test_a_batch_without_labels_on_one_rank_is_an_error_on_all(results, rank):
     assert later.startswith("RanksDisagreeError")
     for error in (later, micro_batch):
         assert "rank 0: 6 torch.float32 and 1 torch.int64; rank 1: 6 torch.float32 and none" in error
+
+
+def test_a_batch_without_labels_on_one_rank_stops_no_run_under_auto(results):
+    first, later, micro, plain = ([results(name, 2, rank) for rank in (0, 1)] for name in AUTO)
+    for pair in (first, later, micro, plain):
+        assert [run["error"] for run in pair] == [None, None]
+        assert torch.equal(pair[0]["weights"], pair[1]["weights"])
+        assert pair[0]["steps"] == plain[0]["steps"] > 3
+    assert torch.equal(first[0]["weights"], plain[0]["weights"])
+    matched = [[log["step"] for log in run["log"] if "matching_loss" in log] for run in (first[0], later[0], micro[0])]
+    assert matched[0] == []
+    assert matched[1] == [1, 3, 4, 5]  # an epoch has four steps
+    assert matched[2] == [2, 3, 4, 6]
 
 
 @pytest.mark.parametrize("name", OTHER_HEAD)

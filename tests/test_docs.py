@@ -52,6 +52,9 @@ def template(node: ast.expr, constants: dict[str, str]) -> str | None:
     return None
 
 
+SAYING = ("warning", "warning_once", "warn", "exit", "add_note", "refuse")
+
+
 def messages(path: Path) -> Iterator[str]:
     """Every message that a module raises, warns of or exits with."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -65,7 +68,7 @@ def messages(path: Path) -> Iterator[str]:
         if not isinstance(call, ast.Call) or not call.args:
             continue
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        if isinstance(node, ast.Raise) or name in ("warning", "warning_once", "warn", "exit", "add_note", "refuse"):
+        if isinstance(node, ast.Raise) or name.endswith("Error") or name in SAYING:
             text = template(call.args[1 if name == "refuse" else 0], constants)  # its first argument is the trainer
             if text is not None and not re.fullmatch(r"itra-hf( \w+| …)?: …", text):
                 yield text

@@ -117,7 +117,7 @@ def test_a_wrong_token_is_told_at_once_and_loses_nothing(hub):
 def test_a_server_that_fails_in_the_middle_costs_no_training(hub):
     assert hub.results["steps under a failing server"] == 4
     assert hub.results["kept"]
-    (warning,) = hub.results["failing while training"]
+    [warning] = [text for text in hub.results["failing while training"] if "hardly took place" not in text]
     assert "500" in warning
     assert "the disk of the Hub is full" in warning
     message, note = hub.results["failing at the end"]

@@ -1,14 +1,12 @@
-"""How labels are read."""
+"""How the labels of a batch are read."""
 
-import datasets
-import numpy as np
 import pytest
 import tiny
 import torch
 from torch import nn
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
-from itra_hf.labels import class_column, label_column, label_kind, label_name
+from itra_hf.labels import label_kind, label_name
 
 
 @pytest.mark.parametrize(
@@ -52,38 +50,16 @@ def test_a_batchs_labels_are_called_labels_where_trainer_knows_that_name(names, 
     assert label_name(names) == name
 
 
-@pytest.mark.parametrize("name", ["label", "labels", "label_ids"])
-def test_the_label_column_is_found_under_every_usual_name(name):
-    rows = [{"text": "a", name: 1}, {"text": "b", name: 0}]
-    for dataset in (rows, datasets.Dataset.from_list(rows)):
-        assert label_column(dataset).tolist() == [1, 0]
-        assert class_column(dataset, tiny.bert()).tolist() == [1, 0]
-
-
-def test_reading_labels_runs_no_transform():
-    def explode(batch):
-        raise AssertionError("the transform ran")
-
-    dataset = datasets.Dataset.from_dict({"labels": [1, 0], "image": [0, 0]}).with_transform(explode)
-    assert label_column(dataset).tolist() == [1, 0]
-
-
-def test_labels_by_the_token_are_told_apart():
-    assert label_kind(torch.tensor([[0, 1, -100]]), tiny.bert()) == "tokens"
-
-
-def test_unequal_numbers_of_labels_are_no_column():
-    rows = [{"labels": [0, 1]}, {"labels": [1]}]
-    for dataset in (rows, datasets.Dataset.from_list(rows)):
-        assert label_column(dataset) is None
-
-
-def test_rows_without_a_class_have_no_class_column():
-    bert = tiny.bert()
-    for labels in ([0.5, 1.5], [[1, 0, 1], [0, 1, 1]], ["yes", "no"]):
-        assert class_column([{"labels": label} for label in labels], bert) is None
-    assert class_column([{"x": 1}], bert) is None
-    assert class_column([{"labels": 1}, {"x": 1}], bert) is None
-    assert class_column(torch.utils.data.TensorDataset(torch.zeros(2)), bert) is None
-    assert class_column([{"labels": 1}, {"labels": 2}], tiny.bert(num_labels=1)) is None
-    assert isinstance(label_column([{"labels": 1.5}]), np.ndarray)
+@pytest.mark.parametrize(
+    ("labels", "width", "kind"),
+    [
+        ([[2], [0]], 3, "classes"),
+        ([[2], [0]], 1, "classes"),
+        ([[1, 0, 1], [0, 1, 1]], 3, "vectors"),
+        ([[1, 0, 1], [0, 1, 1]], 4, "tokens"),
+        ([[1, 0, 1], [0, 1, 1]], None, "tokens"),
+        ([[0, 1, -100]], 4, "tokens"),
+    ],
+)
+def test_integers_are_vectors_where_there_are_as_many_logits_and_classes_where_there_is_one(labels, width, kind):
+    assert label_kind(torch.tensor(labels), tiny.bert(), width) == kind

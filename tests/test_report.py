@@ -280,6 +280,24 @@ def test_collapsed_features_are_called_so(tmp_path):
     assert "had collapsed to one point at step 2" in shown_text(report.write_report(tmp_path))
 
 
+def test_what_was_matched_and_that_it_was_hardly_any_is_shown(run, tmp_path):
+    config = json.loads((run / "_diagnostics" / "config.json").read_text())
+    assert config["matching_line"].startswith("ITRA matches the input of ")
+    text = " ".join(shown_text(run / "report.html").split())
+    assert config["matching_line"] in text
+    assert ("hardly took place" in text) is (config["hardly_matched"] is not None)
+    folder = many_classes(tmp_path / "run", number=3)
+    path = folder / "_diagnostics" / "config.json"
+    path.write_text(json.dumps(config | {"hardly_matched": "no <b>rows"}))
+    assert "The matching hardly took place: no <b>rows" in shown_text(report.write_report(folder))
+    path = comparison(tmp_path / "compared")
+    told = {"matched": "ITRA matches <b>", "warnings": ["Seed 1: the matching hardly took place."]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    text = shown_text(report.write_comparison(path))
+    assert "ITRA matches <b>" in text
+    assert told["warnings"][0] in text
+
+
 def test_entries_of_the_log_that_are_no_numbers_are_passed_over(tmp_path):
     history = [{"step": step, "eval_f1": [0.1, 0.2], "eval_note": "fine", "eval_loss": 1.0 / step} for step in (1, 2)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))

@@ -50,7 +50,7 @@ def test_a_device_may_hold_one_row_where_steps_are_matched_whole(tmp_path):
     run.train()
     assert run.state.log_history[-2]["matching_loss"] > 0
     with pytest.raises(ValueError, match="optimizer_step"):
-        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), **options)
+        tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), matching="class_conditional", **options)
 
 
 def test_a_compiled_model_is_refused(tmp_path):

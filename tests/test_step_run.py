@@ -396,8 +396,9 @@ def test_a_training_step_of_the_users_own_is_told_how_to_be_matched(tmp_path, ca
     with caplog.at_level(logging.WARNING, "itra_hf"):
         trained(tmp_path, tiny.Mlp(), None, Own)
     assert caplog.text.count("no features were seen in the first step") == 1
-    with pytest.raises(HeadNotFoundError, match=r"super\(\).training_step"):
-        trained(tmp_path, tiny.Mlp(), None, Own, matching="marginal")
+    for steps in (1, 4):
+        with pytest.raises(HeadNotFoundError, match=r"super\(\).training_step"):
+            trained(tmp_path, tiny.Mlp(), None, Own, matching="marginal", max_steps=steps)
 
 
 def test_a_model_that_was_compiled_and_called_before_is_matched(tmp_path):

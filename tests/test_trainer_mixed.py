@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 from torch.utils.data import Subset
-from transformers import BertConfig, BertModel, PreTrainedModel, Trainer, TrainerCallback
+from transformers import BertConfig, BertModel, Trainer, TrainerCallback
 
 from itra_hf import ITRATrainer
 from itra_hf.features import HeadNotFoundError
@@ -73,14 +73,6 @@ class OnBackbone(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-class OnBackboneOfLibrary(PreTrainedModel):
-    """The same as a model of transformers, which goes by its config."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.fc = nn.Linear(config.hidden_size, 3)
-
-
 def backbone_config():
     return BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
 
@@ -89,11 +81,6 @@ def test_a_model_with_its_backbones_config_has_a_head(tmp_path):
     run = tiny.trainer(tmp_path, OnBackbone(backbone_config()), tiny.texts(), matching="class_conditional", **LOGGED)
     run.train()
     assert any(tiny.logs_of(run, "matching_loss"))
-
-
-def test_a_config_that_names_another_number_of_labels_than_the_head_has_is_told(tmp_path):
-    with pytest.raises(HeadNotFoundError, match=r"OnBackboneOfLibrary .*config.num_labels=2"):
-        tiny.trainer(tmp_path, OnBackboneOfLibrary(backbone_config()), tiny.texts(), matching="joint")
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "optimizer_step"])

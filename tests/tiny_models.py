@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from itra_hf.features import HeadInput, logits_of
+from itra_hf.features import HeadInput
+from itra_hf.features.recorder import possible_logits
 
 FAMILIES = {
     "text": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -156,7 +157,7 @@ def check_features(model: nn.Module, inputs: dict[str, Tensor], head_input: Head
     with head_input.attached():
         outputs = model(**inputs)
         rows = head_input.rows(outputs, inputs.get("attention_mask"))
-    logits = logits_of(outputs)
+    [logits] = possible_logits(outputs).values()
     if rows.ndim != 2 or len(rows) != len(logits) or not (rows != rows[:1]).any():
         raise AssertionError(f"{tuple(rows.shape)} are not features of {len(logits)} different rows")
     error = (apply_heads(head_input, rows) - logits).abs().max() / logits.abs().max()

@@ -1,13 +1,15 @@
 """The features of a model: the input of its head, or a hidden state, one row per example."""
 
-from itra_hf.features.head import HeadInput, extract_features, head_candidates, linear_layers
+from itra_hf.features.head import HeadInput, extract_features, refuse_multiple_choice
 from itra_hf.features.hidden_state import HiddenState
-from itra_hf.features.reader import FeatureReader, HeadNotFoundError
-from itra_hf.features.recorder import Call, Recorder, logits_of
+from itra_hf.features.layers import head_candidates, linear_layers, module_named
+from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
+from itra_hf.features.recorder import Call, Recorder
 from itra_hf.features.undisturbed import RandomState, kept_buffers, undisturbed
-from itra_hf.features.watch import FeatureWatch, Seen
+from itra_hf.features.watch import FeatureWatch, Seen, find_features, hidden_state_index
 
 __all__ = [
+    "AmbiguousHeadError",
     "Call",
     "FeatureReader",
     "FeatureWatch",
@@ -18,9 +20,12 @@ __all__ = [
     "Recorder",
     "Seen",
     "extract_features",
+    "find_features",
     "head_candidates",
+    "hidden_state_index",
     "kept_buffers",
     "linear_layers",
-    "logits_of",
+    "module_named",
+    "refuse_multiple_choice",
     "undisturbed",
 ]

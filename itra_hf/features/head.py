@@ -1,7 +1,8 @@
 """The classifier's input: found once in any model, read at every forward pass, one row per example.
 
-The head is the last linear layer called in a forward pass whose output explains the logits. Its name does not
-matter, and neither does the order in which modules are defined. Where the logits are the average of several calls of
+The head is the one linear layer whose output explains the logits of a forward pass. Its name does not matter, and
+neither does the order in which modules are defined. Where several layers explain them, the user is asked, by an error,
+to name one. Where the logits are the average of several calls of
 one head (multi-sample dropout), the feature is the average of its inputs. Where they are the average of two heads, the
 features are both inputs side by side, for the average is one linear map of these, `[W1 / 2, W2 / 2]`; heads that share
 an input have it once, and the map `(W1 + W2) / 2`.
@@ -13,53 +14,32 @@ The rule on dropout: where one stands before the head, the features are what the
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from itra_hf.features.pooling import masked_mean, picked_position, rows_at
-from itra_hf.features.reader import FeatureReader, HeadNotFoundError
-from itra_hf.features.recorder import Call, Recorder, logits_of
+from itra_hf.features.layers import linear_layers, listed, module_named
+from itra_hf.features.pooling import end_token, masked_mean, picked_position, rows_at
+from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
+from itra_hf.features.recorder import Call, Recorder, logits_at, possible_logits
 from itra_hf.features.undisturbed import undisturbed
+from itra_hf.features.ways import is_mean, poolings
 
 FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
-
-
-def head_candidates(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers that could be the head: as many outputs as the config has labels (all, without a config)."""
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    return [layer for layer in linear_layers(model) if num_labels in (None, layer.out_features)]
-
-
-def linear_layers(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers.
-
-    A layer that an adapter wraps as its `base_layer` (PEFT's LoRA, IA3, ...) is represented by the adapter, whose
-    output is what the model goes on with.
-    """
-    wrappers = {
-        child: module for module in model.modules() for name, child in module.named_children() if name == "base_layer"
-    }
-    candidates: list[nn.Module] = []
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            candidate: nn.Module = module
-            while candidate in wrappers:
-                candidate = wrappers[candidate]
-            candidates.append(candidate)
-    return cast(list[nn.Linear], candidates)
 
 
 class HeadInput(FeatureReader):
     """Reads the input of a model's classification head, one row per example.
 
     Args:
-        head: the linear layer that makes the logits, or those whose average they are, one for each call.
+        head: the module that makes the logits, or those whose average they are, one for each call.
         pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
             `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
-            over the attention mask).
+            over the attention mask). Of a module whose output does not make the logits: `"first"`, `"last"` or `"mean"`
+            of the tokens that it is given; of a map `[rows, d, height, width]` `"places"`, the mean over its places.
         call_index: as of `FeatureReader`.
+        place: as of `FeatureReader`.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -79,10 +59,14 @@ class HeadInput(FeatureReader):
     """
 
     def __init__(
-        self, head: nn.Linear | tuple[nn.Linear, ...], pooling: str, call_index: tuple[int | None, ...] = ()
+        self,
+        head: nn.Module | tuple[nn.Module, ...],
+        pooling: str,
+        call_index: tuple[int | None, ...] = (),
+        place: Any = "logits",
     ) -> None:
         modules = head if isinstance(head, tuple) else (head,)
-        super().__init__(modules, call_index or [None] * len(modules), outputs=pooling == "picked")
+        super().__init__(modules, call_index or [None] * len(modules), outputs=pooling == "picked", place=place)
         self.heads = tuple(dict.fromkeys(modules))
         self.pooling = pooling
 
@@ -91,46 +75,127 @@ class HeadInput(FeatureReader):
         """Find the head by one forward pass of `inputs`, which leaves model and random state as they were.
 
         Raises:
-            HeadNotFoundError: if no linear layer's output explains the logits.
+            HeadNotFoundError: if no linear layer's output explains the logits, or several do.
         """
-        recorder = Recorder(head_candidates(model) or linear_layers(model))  # a config may be the backbone's
+        recorder = Recorder(linear_layers(model))
         with recorder.on(), undisturbed(model), torch.no_grad():
             outputs = model(**inputs)
-        found = cls.explain(recorder.calls, outputs, inputs.get("attention_mask"))
-        if found is None:
-            raise HeadNotFoundError(
-                f"{type(model).__name__} has no linear layer whose output makes its logits, so the classifier's input "
-                "is not known; set feature_layer to the index of a hidden state to match that instead (with a "
-                "matching_loss of your own where none of the built-in forms fits), or train with matching='none'"
-            )
-        return found
+        return cls.only(model, recorder.calls, outputs, inputs.get("attention_mask"), patient=False)
 
     @classmethod
-    def explain(cls, calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Self | None:
-        """The head among the noted calls of a forward pass; None if no output explains the logits."""
-        logits = logits_of(outputs)
-        if logits is None or logits.ndim != 2:
-            return None
+    def only(
+        cls, model: nn.Module, calls: Sequence[Call], outputs: Any, mask: Tensor | None, patient: bool = True
+    ) -> Self:
+        """The head of a model, given the calls of its linear layers in a forward pass.
+
+        Args:
+            model: that has the layers.
+            calls: of the layers.
+            outputs: of the model.
+            mask: `[rows, tokens]`, as the model got it.
+            patient: whether another pass may tell what this one leaves open: which call or which tokens of the head.
+
+        Raises:
+            AmbiguousHeadError: if several layers explain the logits, or one does in several ways.
+            HeadNotFoundError: if none does.
+        """
+        possible = possible_logits(outputs, getattr(getattr(model, "config", None), "num_labels", None))
+        found = {place: cls.explanations(calls, logits, mask, place) for place, logits in possible.items()}
+        heads = [head for explained in found.values() for head in explained]
+        if not heads:
+            _refuse(model, calls, possible)
+        names = listed(model, dict.fromkeys(module for head in heads for module in head.heads))
+        if len({head.heads for head in heads}) > 1:
+            raise AmbiguousHeadError(
+                f"{type(model).__name__} has several layers whose outputs are its logits ({names}); name the "
+                "classifier by feature_layer"
+            )
+        if not all(found.values()):
+            raise AmbiguousHeadError(
+                f"{type(model).__name__} has several outputs that could be its logits; call them 'logits', set "
+                f"config.num_labels, or name the classifier by feature_layer (it could be {names})"
+            )
+        if patient and any(head.differs_from(heads[0], calls, outputs, mask) for head in heads[1:]):
+            raise AmbiguousHeadError(
+                f"{type(model).__name__} makes its logits of the outputs of {names} in several ways, as far as one "
+                "batch shows"
+            )
+        return heads[0]
+
+    @classmethod
+    def explanations(cls, calls: Sequence[Call], logits: Tensor, mask: Tensor | None, place: Any) -> list[Self]:
+        """Every way in which the logits are the outputs of one of these layers; else such averages of two calls."""
+        if logits.ndim != 2:
+            return []
         logits = logits.detach()
         made = [(call.module, call.output.detach()) for call in calls if isinstance(call.output, Tensor)]
         modules = [module for module, _ in made]
-        last_first = range(len(made))[::-1]
-        for number in last_first:
-            module, output = made[number]
-            own = [other for each, other in made[: number + 1] if each is module]
-            if len(own) == modules.count(module) > 1 and _is_mean(own, logits):
-                return cls((cast(nn.Linear, module),) * len(own), "row", tuple(range(len(own))))
-            pooling = _explain(output, logits, mask)
-            if pooling is not None:
-                return cls(cast(nn.Linear, module), pooling, (_call_index(modules, number),))
-        for second, first in combinations(last_first, 2):
-            if _is_mean([made[first][1], made[second][1]], logits):
-                heads = tuple(cast(nn.Linear, modules[number]) for number in (first, second))
-                return cls(heads, "row", tuple(_call_index(modules, number) for number in (first, second)))
-        return None
+        found = []
+        for module in dict.fromkeys(modules[::-1]):
+            own = [output for each, output in made if each is module]
+            if len(own) > 1 and is_mean(own, logits):
+                found.append(cls((module,) * len(own), "row", tuple(range(len(own))), place))
+            for number, output in reversed(list(enumerate(own))):
+                index = None if len(own) == 1 else number
+                found += [cls(module, pooling, (index,), place) for pooling in poolings(output, logits, mask)]
+        if found:
+            return found
+        fits = [number for number, (_, output) in enumerate(made) if output.shape == logits.shape]
+        pairs = [pair for pair in combinations(fits, 2) if is_mean([made[number][1] for number in pair], logits)]
+        return [
+            cls(tuple(modules[n] for n in pair), "row", tuple(_call_index(modules, n) for n in pair), place)
+            for pair in pairs
+        ]
+
+    def differs_from(self, other: "HeadInput", calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> bool:
+        """Whether another way to the same logits gives other features, in this pass or with other tokens."""
+        if self.pooling != other.pooling:
+            return True
+        chosen = [(each, each.select(calls)) for each in (self, other)]
+        ours, theirs = (each.pool(each.tensors(own), own, outputs, mask) for each, own in chosen)
+        return not torch.allclose(ours, theirs, equal_nan=True)
+
+    @classmethod
+    def named(
+        cls,
+        model: nn.Module,
+        name: str,
+        calls: Sequence[Call],
+        outputs: Any,
+        mask: Tensor | None,
+        pooling: str,
+        patient: bool = True,
+    ) -> Self:
+        """The input of the module that the user has named, whether its output is the logits or not.
+
+        Args:
+            model: that has the module.
+            name: as of `module_named`.
+            calls: of the module, in a forward pass.
+            outputs: of the model.
+            mask: `[rows, tokens]`, as the model got it.
+            pooling: of tokens, where the output is not the logits.
+            patient: as of `only`.
+
+        Raises:
+            HeadNotFoundError: if the module was not called, or with something else than features of rows.
+        """
+        module = module_named(model, name)
+        if any(cls.explanations(calls, logits, mask, place) for place, logits in possible_logits(outputs).items()):
+            return cls.only(model, calls, outputs, mask, patient)
+        given = calls[-1].given if calls else None
+        if given is None or not given.is_floating_point() or given.ndim not in (2, 3, 4):
+            what = "no tensor, or was not called with a graph (as within reentrant checkpointing)"
+            what = what if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
+            raise HeadNotFoundError(
+                f"the module {name!r} was given {what}, and features are floats [rows, d], [rows, tokens, d] or "
+                "[rows, d, height, width]; take another feature_layer"
+            )
+        poolings = {2: "row", 3: "mean" if pooling == "auto" else pooling, 4: "places"}
+        return cls(module, poolings[given.ndim])
 
     @property
-    def head(self) -> nn.Linear:
+    def head(self) -> nn.Module:
         """The head; the first of two."""
         return self.heads[0]
 
@@ -154,11 +219,21 @@ class HeadInput(FeatureReader):
             full = torch.cat(tuple(tensors), -1)
         if self.pooling == "row":
             return full
+        if self.pooling == "places":
+            return full.mean((2, 3))
         tokens = full.flatten(1, -2)
         if self.pooling == "mean":
             return masked_mean(tokens, mask)
-        logits = cast(Tensor, logits_of(outputs))
-        return rows_at(tokens, picked_position(calls[0].output.detach().flatten(1, -2), logits.detach(), mask))
+        if self.pooling == "picked":
+            logits = cast(Tensor, logits_at(outputs, self.place)).detach()
+            return rows_at(tokens, picked_position(calls[0].output.detach().flatten(1, -2), logits, mask))
+        return end_token(tokens, mask, last=self.pooling == "last")
+
+    def describe(self, names: Mapping[nn.Module, str]) -> str:
+        """The heads by name, and how often each is called."""
+        heads = " and ".join(repr(names.get(head, "")) for head in self.heads)
+        calls = f", the mean of {len(self.modules)} calls" if len(self.modules) > 1 else ""
+        return f"the input of {heads}{calls}"
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -208,31 +283,33 @@ def extract_features(
     return torch.cat(rows)
 
 
+def refuse_multiple_choice(model: nn.Module) -> NoReturn:
+    """Raise `HeadNotFoundError` for a model that has one logit for each choice."""
+    raise HeadNotFoundError(
+        f"{type(model).__name__} chooses among several texts: each choice has a logit and features of its own, so a "
+        "row has none; train with matching='none'"
+    )
+
+
+def _refuse(model: nn.Module, calls: Sequence[Call], possible: Mapping[Any, Tensor]) -> NoReturn:
+    """Raise `HeadNotFoundError`, with what stands in the way of finding a head and which layers could be meant."""
+    logits = list(possible.values())
+    for output in (call.output for call in calls if isinstance(call.output, Tensor) and call.output.shape[-1] == 1):
+        alike = [entry for entry in logits if output.numel() == entry.numel() > len(entry)]
+        if any(torch.equal(output.reshape(entry.shape).to(entry.dtype), entry) for entry in alike):
+            refuse_multiple_choice(model)
+    widths = {entry.shape[-1] for entry in logits}
+    called = list(dict.fromkeys(call.module for call in calls))[::-1]
+    fit = [module for module in called if cast(nn.Linear, module).out_features in widths] or called
+    names = listed(model, fit[:3])
+    could = f" (it could be {names})" if names else ""
+    raise HeadNotFoundError(
+        f"{type(model).__name__} has no linear layer whose output makes its logits; name the classifier by "
+        f"feature_layer{could}, or take a hidden state (with a matching_loss of your own where no form fits)"
+    )
+
+
 def _call_index(modules: Sequence[nn.Module], number: int) -> int | None:
     """Of modules in the order of their calls, which of its own calls one is; None if it is the only."""
     module = modules[number]
     return None if modules.count(module) == 1 else modules[:number].count(module)
-
-
-def _explain(output: Tensor, logits: Tensor, mask: Tensor | None) -> str | None:
-    """How the logits come from the head's output, or None if they don't."""
-    if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1]:
-        return None
-    output, logits = output.nan_to_num(), logits.nan_to_num()  # a row of NaN hides no head
-    if output.ndim == 2:
-        return "row" if torch.equal(output.to(logits.dtype), logits) else None
-    output = output.flatten(1, -2)
-    if (output == logits[:, None]).all(-1).any(1).all():
-        return "picked"
-    return "mean" if _close(masked_mean(output, mask), logits) else None
-
-
-def _is_mean(outputs: Sequence[Tensor], logits: Tensor) -> bool:
-    same_shape = all(output.shape == logits.shape for output in outputs)
-    return same_shape and _close(torch.stack(tuple(outputs)).mean(0), logits)
-
-
-def _close(average: Tensor, logits: Tensor) -> bool:
-    """Whether an average is the logits, up to the rounding of its precision."""
-    tolerance = 16 * torch.finfo(average.dtype).eps * float(logits.abs().max())
-    return torch.allclose(average.to(logits.dtype), logits, rtol=0.0, atol=tolerance)

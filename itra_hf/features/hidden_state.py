@@ -98,6 +98,10 @@ class HiddenState(FeatureReader):
         index = None if len(own) == 1 else next(number for number, call in enumerate(own) if call is found)
         return cls(found.module, "mean" if pooling == "auto" else pooling, index)
 
+    def describe(self, names: Mapping[nn.Module, str]) -> str:
+        """The module by name, and how its output is pooled."""
+        return f"the {self.pooling} of the output of {names.get(self.modules[0], '')!r}"
+
     def tensors(self, calls: Sequence[Call]) -> tuple[Tensor, ...]:
         """The hidden state."""
         states = (_first_tensor(call.output) for call in calls)

@@ -1,7 +1,7 @@
 """What all features have in common: which calls of a model's modules they are read from, and how."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -14,6 +14,10 @@ class HeadNotFoundError(ValueError):
     """The model has no features that could be matched."""
 
 
+class AmbiguousHeadError(HeadNotFoundError):
+    """The logits of one batch could come from several layers."""
+
+
 class FeatureReader(ABC):
     """Reads features from the calls of some modules in a forward pass.
 
@@ -21,9 +25,13 @@ class FeatureReader(ABC):
         modules: one for each call that is read.
         call_index: which call of its module each of them is, counted from 0; None means the last.
         outputs: whether the modules' outputs are needed.
+        place: where in the model's outputs the logits are, as of `recorder.possible_logits`.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], call_index: Sequence[int | None], outputs: bool) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], call_index: Sequence[int | None], outputs: bool, place: Any = "logits"
+    ) -> None:
+        self.place = place
         self.modules, self.call_index = tuple(modules), tuple(call_index)
         self.recorder = Recorder(dict.fromkeys(modules), outputs)
 
@@ -34,6 +42,10 @@ class FeatureReader(ABC):
     @abstractmethod
     def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
         """The features, `[rows, d]`, of tensors in the place of `tensors(calls)`."""
+
+    @abstractmethod
+    def describe(self, names: Mapping[nn.Module, str]) -> str:
+        """What the features are, in words, given the names of the model's modules."""
 
     @abstractmethod
     def cut(self) -> Any:

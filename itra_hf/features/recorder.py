@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Recorder:
     Args:
         modules: those whose calls are noted.
         outputs: whether their outputs are noted, too.
+        largest: calls whose input or output has more entries are left out, so that nothing is held that Trainer would
+            free.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -46,8 +48,9 @@ class Recorder:
         (torch.Size([4, 3]), True)
     """
 
-    def __init__(self, modules: Iterable[nn.Module], outputs: bool = True) -> None:
-        self.modules, self.with_outputs = list(modules), outputs
+    def __init__(self, modules: Iterable[nn.Module], outputs: bool = True, largest: int | None = None) -> None:
+        self.modules, self.with_outputs, self.largest = list(modules), outputs, largest
+        self.left_out: set[nn.Module] = set()  # for their size
         self.calls: list[Call] = []
         self.inputs: dict[str, Any] | None = None  # of the model's last pass, by the names of its parameters
         self.outputs: Any = None
@@ -129,16 +132,37 @@ class Recorder:
         if self._notes:
             begun = [call for call in self.calls if call.module is module and call.output is None]
             if begun:  # else it began where nothing was noted
-                begun[-1].output = output
                 self.calls.remove(begun[-1])
+                tensors = [entry for entry in (output, begun[-1].given) if isinstance(entry, Tensor)]
+                if self.largest is not None and any(entry.numel() > self.largest for entry in tensors):
+                    self.left_out.add(module)
+                    return
+                begun[-1].output = output
                 self.calls.append(begun[-1])
 
 
-def logits_of(outputs: Any) -> Tensor | None:
-    """The logits in what a model returned: by name, else the first tensor with rows; None without any."""
+def possible_logits(outputs: Any, num_labels: int | None = None) -> dict[Any, Tensor]:
+    """What could be the logits in what a model returned, by name or place; the place of a lone tensor is None.
+
+    That is the entry called `logits`; without one those of `num_labels` columns; without any all that have columns.
+    """
+    tensors = {
+        place: entry
+        for place, entry in _entries(outputs).items()
+        if isinstance(entry, Tensor) and entry.ndim >= 2 and entry.is_floating_point()
+    }
+    if "logits" in tensors:
+        return {"logits": tensors["logits"]}
+    return {place: entry for place, entry in tensors.items() if entry.shape[-1] == num_labels} or tensors
+
+
+def logits_at(outputs: Any, place: Any) -> Tensor | None:
+    """The logits at the place where they were found in a forward pass before; None where there are none now."""
+    entry = _entries(outputs).get(place)
+    return entry if isinstance(entry, Tensor) else None
+
+
+def _entries(outputs: Any) -> Mapping[Any, Any]:
     if isinstance(outputs, Mapping):
-        if isinstance(outputs.get("logits"), Tensor):
-            return cast(Tensor, outputs["logits"])
-        outputs = tuple(outputs.values())
-    entries = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return next((entry for entry in entries if isinstance(entry, Tensor) and entry.ndim >= 2), None)
+        return outputs
+    return dict(enumerate(outputs)) if isinstance(outputs, (tuple, list)) else {None: outputs}

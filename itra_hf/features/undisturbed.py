@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,4 +63,6 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, values in buffers:
-                setattr(module, name, buffer.copy_(values))
+                with suppress(RuntimeError):  # one that nobody can write to, as an expanded one, is as before
+                    buffer.copy_(values)
+                setattr(module, name, buffer)

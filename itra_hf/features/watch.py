@@ -1,7 +1,7 @@
 """The features of a training run: found in its first forward pass, read in every one after."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any, cast
@@ -9,11 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from itra_hf.features.head import HeadInput, head_candidates, linear_layers
+from itra_hf.features.head import HeadInput
 from itra_hf.features.hidden_state import ASK, HiddenState, asking
-from itra_hf.features.reader import FeatureReader, HeadNotFoundError
-from itra_hf.features.recorder import Call, Recorder, logits_of
-from itra_hf.features.undisturbed import RandomState, kept_buffers
+from itra_hf.features.layers import linear_layers, module_named
+from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
+from itra_hf.features.recorder import Call, Recorder, logits_at, possible_logits
+from itra_hf.features.undisturbed import RandomState, kept_buffers, undisturbed
+
+LARGEST = 2**20  # entries in the output of a layer that the first forward pass looks at
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Seen:
     @property
     def logits(self) -> Tensor | None:
         """The model's logits, without gradient."""
-        logits = logits_of(self.outputs)
+        logits = logits_at(self.outputs, self.reader.place)
         return None if logits is None else logits.detach()
 
     def rows(self, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -59,15 +62,18 @@ class FeatureWatch:
 
     Args:
         model: unwrapped.
-        layer: `"head"`, or the index of a hidden state.
-        pooling: of a hidden state.
+        layer: `"head"`, the name of a module, or the index of a hidden state.
+        pooling: of a hidden state, or of the tokens that a module is given.
     """
 
     def __init__(self, model: nn.Module, layer: str, pooling: str) -> None:
         self.model, self.pooling = model, pooling
-        self.layer = None if layer == "head" else int(layer)
+        self.layer = hidden_state_index(layer)
+        self.name = layer if layer != "head" and self.layer is None else None
         self.reader: FeatureReader | None = None
-        self.passes = 0  # forward passes that were seen
+        self.passes = 0  # forward passes of the training that were seen
+        self.patient = True  # while another pass may tell what one leaves open
+        self._guards: AbstractContextManager[Any] = nullcontext()
         self._roams, self._is_compiled = False, False
         self._width: int | None = None  # of the logits, where it is not what the config says
         self._known: dict[tuple[nn.Module, ...], FeatureReader | None] = {}
@@ -95,7 +101,7 @@ class FeatureWatch:
 
         A compiled model needs it, and one whose graph is to begin at the features.
         """
-        device = next(self.model.parameters()).device
+        device, passes = next(self.model.parameters()).device, self.passes
         state = RandomState.capture(device)
         for _ in range(2):  # a second time where the first has told how many logits there are
             try:
@@ -104,6 +110,7 @@ class FeatureWatch:
                     self.seen()
             finally:
                 state.restore(device)
+                self.passes = passes
             if self.reader is not None:
                 return
 
@@ -111,6 +118,7 @@ class FeatureWatch:
         """What the last forward pass within `watching` has shown; None where the features were not reached.
 
         Raises:
+            AmbiguousHeadError: if this batch does not tell which layer makes the logits.
             HeadNotFoundError: if the model has no such features.
         """
         recorder = self._recorder
@@ -139,22 +147,36 @@ class FeatureWatch:
         """What the model was given in the last forward pass within `watching`, by name."""
         return (self._recorder.inputs if self._recorder is not None else None) or {}
 
+    @property
+    def width(self) -> int | None:
+        """How many logits a row had in the last forward pass within `watching`; None where that cannot be told."""
+        possible = possible_logits(self._recorder.outputs if self._recorder is not None else None)
+        widths = {logits.shape[-1] for logits in possible.values() if logits.ndim == 2}
+        return widths.pop() if len(widths) == 1 else None
+
     def keep_hooks(self) -> None:
         """Put the hooks on a model that is compiled, which heeds only those of its first call, until `close`."""
         self._is_compiled = True
         if self.reader is not None:
             self.reader.recorder.attach()
             torch.compiler.reset()  # else a graph that the process has of such a model would be taken, without hooks
+            # Else the graph of one block would serve its twin, whose module has the hook.
+            self._guards = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+            self._guards.__enter__()
 
     def close(self) -> None:
         """Take off the hooks that a compiled model keeps from pass to pass."""
         if self.reader is not None:
             self.reader.recorder.detach()
+        self._guards.__exit__(None, None, None)
+        self._guards = nullcontext()
 
     def _search(self) -> Recorder:
+        if self.name is not None:
+            return Recorder([module_named(self.model, self.name)])
         if self.layer is None:
             wide = [layer for layer in linear_layers(self.model) if layer.out_features == self._width]
-            return Recorder(wide or head_candidates(self.model) or linear_layers(self.model))
+            return Recorder(wide or linear_layers(self.model), largest=None if wide else LARGEST)
         recorder = Recorder(self.model.modules())
         recorder.extra_inputs = ASK
         parameters = signature(self.model.forward).parameters
@@ -172,21 +194,44 @@ class FeatureWatch:
         if key not in self._known:
             if len(self._known) == 32:  # heads that are replaced again and again are not kept alive
                 self._known.clear()
-            self._known[key] = self._explain(recorder)
+            try:
+                self._known[key] = self._explain(recorder)
+            except HeadNotFoundError:  # a pass without the features, among others that have them
+                self._known[key] = None
         return self._known[key]
 
     def _explain(self, recorder: Recorder) -> FeatureReader | None:
+        calls, outputs, mask = recorder.calls, recorder.outputs, (recorder.inputs or {}).get("attention_mask")
         if self.layer is not None:
-            name = type(self.model).__name__
-            return HiddenState.explain(recorder.calls, recorder.outputs, self.layer, self.pooling, name)
-        inputs = recorder.inputs or {}
-        found = HeadInput.explain(recorder.calls, recorder.outputs, inputs.get("attention_mask"))
-        logits = logits_of(recorder.outputs)
-        if found is None and self.reader is None:
-            self._width = None if logits is None else logits.shape[-1]
-            of_width = {layer for layer in linear_layers(self.model) if layer.out_features == self._width}
-            if of_width <= set(recorder.modules):  # no other layer is left to look at
-                raise HeadNotFoundError(
-                    f"{type(self.model).__name__} has no linear layer whose output makes its logits"
-                )
-        return found
+            return HiddenState.explain(calls, outputs, self.layer, self.pooling, type(self.model).__name__)
+        if self.name is not None:
+            return HeadInput.named(self.model, self.name, calls, outputs, mask, self.pooling, self.patient)
+        try:
+            return HeadInput.only(self.model, calls, outputs, mask, self.patient)
+        except AmbiguousHeadError:
+            raise
+        except HeadNotFoundError:
+            widths = {logits.shape[-1] for logits in possible_logits(outputs).values()}
+            unseen = {cast(nn.Linear, layer).out_features for layer in recorder.left_out} & widths
+            if not unseen:
+                raise
+            self._width = min(unseen)  # the next pass looks at these layers, however large their outputs are
+            return None
+
+
+def hidden_state_index(layer: str) -> int | None:
+    """The index of the hidden state that `feature_layer` means; None where it is `"head"` or the name of a module."""
+    return int(layer) if layer.removeprefix("-").isdecimal() else None
+
+
+def find_features(model: nn.Module, inputs: Mapping[str, Any], layer: str, pooling: str) -> FeatureReader:
+    """The reader of the features that `feature_layer` means, found by a forward pass in evaluation mode.
+
+    Raises:
+        HeadNotFoundError: if the model has no such features.
+    """
+    watch = FeatureWatch(model, layer, pooling)
+    watch.patient = False
+    with undisturbed(model):
+        watch.find(lambda: model(**inputs))
+    return cast(FeatureReader, watch.reader)

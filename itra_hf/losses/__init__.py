@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from itra_hf.losses.form import Form, Matched
+from itra_hf.losses.form import NO_CLASS, Form, Matched
 from itra_hf.losses.functions import class_conditional_mmd, joint_mmd, marginal_mmd
 from itra_hf.losses.strips import mmd
 
@@ -14,4 +14,4 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "joint": joint_mmd,
 }
 
-__all__ = ["LOSSES", "Form", "Matched", "class_conditional_mmd", "joint_mmd", "marginal_mmd", "mmd"]
+__all__ = ["LOSSES", "NO_CLASS", "Form", "Matched", "class_conditional_mmd", "joint_mmd", "marginal_mmd", "mmd"]

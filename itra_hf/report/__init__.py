@@ -56,7 +56,7 @@ def write_report(run_dir: str | Path) -> Path:
         folder / "report.html",
         title=f"Run {run.name}",
         subtitle=_subtitle(run),
-        warnings=[warning] if collapsed else [],
+        warnings=([warning] if collapsed else []) + run.hardly_matched(),
         tables=[_figures(run)] if run.figures() else [],
         sections=[
             _section("Curves", run_pictures(run), folder),
@@ -89,7 +89,8 @@ def write_comparison(results: str | Path) -> Path:
     return _write(
         folder / "comparison.html",
         title="Trainer beside ITRATrainer",
-        subtitle=f"{content['model']} on {content['dataset']} ({content['task']})",
+        subtitle=f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
+        warnings=content.get("warnings", []),
         sentence=content["sentence"],
         tables=[_differences(content), _runs(content)],
         sections=[
@@ -131,6 +132,7 @@ def _subtitle(run: Run) -> str:
     config = run.config
     steps = max((int(entry["step"]) for entry in run.history), default=0)
     parts = [f"{config['model']}, trained by {config['trainer']}" if config else "", f"{steps:,} steps"]
+    parts.append(config.get("matching_line") or "")
     if "diagnostics_share" in config:
         parts.append(f"measuring took {config['diagnostics_share']:.1%} of the time")
     if config.get("skipped_measurements"):

@@ -61,6 +61,11 @@ class Run:
         steps, values = self.feature_series("collapsed")
         return [step for step, value in zip(steps, values, strict=True) if value]
 
+    def hardly_matched(self) -> list[str]:
+        """A warning where the matching hardly took place."""
+        reason = self.config.get("hardly_matched")
+        return [f"The matching hardly took place: {reason}"] if reason else []
+
     def figures(self) -> list[tuple[str, float, float]]:
         """The name, the first and the last value of everything that was measured on the evaluation set."""
         names = dict.fromkeys(name for entry in self.history for name in entry if _is_figure(name))

@@ -46,7 +46,11 @@ class CachedStep:
     @property
     def is_new(self) -> bool:
         """Whether the first pass is still to come."""
-        return not self._random_states
+        return not (self._random_states or self._is_broken)
+
+    def abandon(self) -> None:
+        """Leave the rest of the step to the task."""
+        self._is_broken = True
 
     def first_pass(
         self, reader: FeatureReader | None, compute_loss: Callable[[Any], Any], asked: float, scale: Tensor | float
@@ -110,7 +114,7 @@ class CachedStep:
         if len(self._batches) == len(self._random_states):
             _refuse_second_loss()
         rows = seen.rows(seen.tensors)
-        own = self.matching.labels_of(seen.inputs, labels, len(rows))
+        own = self.matching.labels_for(seen, labels, len(rows))
         wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
         self._batches.append(self.matching.gather(wide, own))
         if self.matching.is_capped(self._asked):

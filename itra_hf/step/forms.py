@@ -12,8 +12,9 @@ from torch import Tensor
 
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import RanksDisagreeError, gather_numbers
+from itra_hf.features import HeadNotFoundError
 from itra_hf.labels import LabelKind
-from itra_hf.losses import Form, Matched, mmd
+from itra_hf.losses import NO_CLASS, Form, Matched, mmd
 from itra_hf.pairing import split_pair
 
 MatchingLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
@@ -39,7 +40,8 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
         The loss, or None where `"auto"` finds no labels of whole rows.
 
     Raises:
-        ValueError: where the form that was asked for does not fit the labels.
+        ValueError: where the form that was asked for does not fit the labels. The loss raises `HeadNotFoundError` where
+            those of a later batch are of another kind.
     """
     name = choose_form(args, kind)
     if name is None:
@@ -70,7 +72,7 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
             return mmd(rows, None, of_kind, form)
         if len(rows) not in signs:
             signs[len(rows)] = _alternating(rows)
-        return mmd(rows, signs[len(rows)], of_kind, form)
+        return mmd(rows, signs[len(rows)], None if of_kind is None else _without_gaps(of_kind, kind), form)
 
     return loss
 
@@ -111,17 +113,29 @@ def _alternating(rows: Tensor) -> Tensor:
 def _same_kind(labels: Tensor | None, form: str, kind: LabelKind | None) -> Tensor:
     """The labels of a batch, which are of the kind that the first batch held."""
     if labels is None:
-        raise ValueError(
+        raise HeadNotFoundError(
             f"matching={form!r} needs labels, and a batch holds none where the first one did; give every row its "
             "label, or take matching='marginal'"
         )
     is_class = labels.ndim == 1 and not labels.is_floating_point()
     if (kind == "classes" and not is_class) or (kind == "vectors" and labels.ndim != 2):
-        raise ValueError(
+        raise HeadNotFoundError(
             f"matching={form!r} began with labels that are {kind}, and a batch holds {labels.dtype} of shape "
             f"{tuple(labels.shape)}; let the collator give one kind, or take matching='marginal'"
         )
     return labels
+
+
+def _without_gaps(labels: Tensor, kind: LabelKind | None) -> Tensor:
+    """Labels whose missing entries say nothing, as a loss masks them: NaN, infinite ones, -100 among several.
+
+    In a vector they become 0; of numbers they become the mean of the others.
+    """
+    known = labels.isfinite()
+    if kind == "vectors":
+        return labels.masked_fill(~known | (labels == NO_CLASS), 0)
+    mean = labels.float().masked_fill(~known, 0).sum() / known.sum().clamp(min=1)
+    return labels.where(known, mean.to(labels.dtype))
 
 
 def agree_on_kind(kind: LabelKind | None, has_features: bool, device: torch.device) -> None:

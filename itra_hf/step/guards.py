@@ -6,6 +6,7 @@ than its norm says. Before the task is learned, shrinking costs it little; so th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,6 +176,6 @@ def _scatters(recent: list[tuple[Tensor, int]]) -> Tensor:
     return torch.stack(spreads).square() / on_device(rows, spreads[0].device)
 
 
-def on_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+def on_device(numbers: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers as a tensor; the host does not wait for the device, as it does in `torch.tensor(numbers, device=...)`."""
     return torch.tensor(numbers).to(device, non_blocking=True)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from itra_hf.config import MatchingArguments
 from itra_hf.distributed import Batch, BatchGatherer, gather_numbers, is_distributed, rank, sum_over_ranks
 from itra_hf.features import HeadNotFoundError, Seen
-from itra_hf.labels import label_kind
+from itra_hf.labels import LabelKind, label_kind, labels_in
+from itra_hf.pairing import Couples
 from itra_hf.step.forms import BatchLoss, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
 from itra_hf.step.guards import CollapseWatch, excess_odds, on_device
 from itra_hf.step.meeting import Cap, Meeting
+from itra_hf.step.tally import Tally
 
 LOGGED = ("task_loss", "matching_loss", "matching_weight")
 
@@ -39,12 +41,16 @@ class Matching:
         self.args, self.model, self.device = args, model, device
         self.own_loss = None if own_loss is None else of_own_loss(own_loss)
         self.label_name = label_name
-        self.form: str | None = None  # known with the first batch that is matched
+        self.form: str | None = None  # known with the first batch that is matched, as what follows
+        self.kind: LabelKind | None = None
+        self.shape: tuple[int, ...] = ()  # of the features
+        self.couples = Couples()
+        self.tally = Tally()
         self._loss: BatchLoss | None = None
         self._gatherer, self._collapse = BatchGatherer(device), CollapseWatch()
         self._meetings: list[tuple[Meeting, Tensor]] = []
-        self._noted: list[tuple[Tensor, Tensor, Tensor | float, float]] = []  # what is in no sum yet
-        self._sums = torch.zeros(4, device=device)
+        self._noted: list[tuple[Tensor, Tensor, Tensor | float, float, float]] = []  # what is in no sum yet
+        self._sums, self._of_run = torch.zeros(2, 5, device=device)
         self._has_means = False
         self._warned_of_collapse = False
         self._has_agreed = False  # with the other ranks, on a batch before the matching has begun
@@ -54,11 +60,12 @@ class Matching:
         """Whether a batch was matched."""
         return self._loss is not None
 
-    def begin(self, labels: Tensor | None, has_features: bool = True) -> None:
+    def begin(self, labels: Tensor | None, width: int | None, has_features: bool = True) -> None:
         """Choose the loss by the labels of the run's first batch; later calls do nothing.
 
         Args:
             labels: of the batch.
+            width: of the logits of a row, where it is known.
             has_features: whether the features were found in it.
 
         Raises:
@@ -68,14 +75,17 @@ class Matching:
         """
         if self._loss is not None:
             return
-        kind = None if labels is None else label_kind(labels, self.model)
+        kind = None if labels is None else label_kind(labels, self.model, width)
         agree_on_kind(kind, has_features, self.device)
         self._has_agreed = True
         loss = self.own_loss or choose_matching_loss(self.args, kind)
         if loss is None:
-            raise HeadNotFoundError("the batch holds no label for each row")
+            raise HeadNotFoundError(
+                "the batch holds no label for each row; give every row its label, or take matching='marginal'"
+            )
         if has_features:
-            self._loss, self.form = loss, choose_form(self.args, kind)
+            self._loss, self.form, self.kind = loss, choose_form(self.args, kind), kind
+            self.couples.by_class = kind == "classes" and self.own_loss is None and self.form != "marginal"
 
     def match(self, task_loss: Tensor, seen: Seen, labels: Any, divisor: int, asked: float) -> Tensor:
         """The task loss of a micro-batch, in whose backward pass the matching's gradient joins the task's.
@@ -93,7 +103,7 @@ class Matching:
         leaves = tuple(tensor.detach().requires_grad_() for tensor in seen.tensors)
         with torch.enable_grad():
             rows = seen.rows(leaves)
-        labels = self.labels_of(seen.inputs, labels, len(rows))
+        labels = self.labels_for(seen, labels, len(rows))
         batches = self.gather(rows.detach(), labels)
         if not batches:
             return task_loss
@@ -113,7 +123,7 @@ class Matching:
 
     def gather(self, rows: Tensor, labels: Tensor | None) -> list[Batch]:
         """The rows `[rows, d]` and labels that are matched, rank by rank; none where a rank has nothing to match."""
-        self.begin(labels)
+        self.shape = tuple(rows.shape)
         return self._gather(rows, labels)
 
     def matched(self, micro_batches: Sequence[list[Batch]]) -> tuple[Tensor, list[Tensor]]:
@@ -123,12 +133,14 @@ class Matching:
         multiplied by their number, which the mean over ranks that DDP and FSDP take undoes.
         """
         batches, ranks = [batch for each in micro_batches for batch in each], len(micro_batches[0])
-        labels = [labels for _, labels in batches if labels is not None]
-        rows = [rows for rows, _ in batches]
-        value, gradient, spread = cast(BatchLoss, self._loss)(
-            _joined(rows), _joined(labels) if len(labels) == len(rows) else None
-        )
-        gradients = (gradient * ranks if ranks > 1 else gradient).split([len(part) for part in rows])
+        known = [labels for _, labels in batches if labels is not None]
+        rows = _joined([rows for rows, _ in batches])
+        labels = _joined(known) if len(known) == len(batches) else None
+        value, gradient, spread = cast(BatchLoss, self._loss)(rows, labels)
+        if labels is not None and self.kind == "classes":
+            self.couples.look_at(labels)
+        self.tally.rows = len(gradient)
+        gradients = (gradient * ranks if ranks > 1 else gradient).split([len(part) for part, _ in batches])
         self._collapse.update(spread, len(gradient))
         return value, list(gradients[rank() % ranks :: ranks])
 
@@ -148,6 +160,18 @@ class Matching:
         """Whether the cap has to be looked at in a step of this weight."""
         return asked > 0 and self.args.matching_max_grad_ratio is not None
 
+    def labels_for(self, seen: Seen, of_batch: Any, rows: int) -> Tensor | None:
+        """The labels of the features' rows as the loss takes them, which the first ones choose.
+
+        Raises:
+            HeadNotFoundError: as `begin` and `labels_of`.
+        """
+        labels = self.labels_of(seen.inputs, of_batch, rows)
+        logits = seen.logits
+        self.begin(labels, None if logits is None or logits.ndim != 2 else logits.shape[-1])
+        is_column = labels is not None and labels.ndim > 1 and labels.shape[1:].numel() == 1
+        return labels.flatten() if labels is not None and is_column and self.kind == "classes" else labels
+
     def labels_of(self, inputs: Mapping[str, Any], of_batch: Any, rows: int | None = None) -> Tensor | None:
         """The labels of the features' rows: those that the model got, else those of the batch; None without any.
 
@@ -159,7 +183,7 @@ class Matching:
         Raises:
             HeadNotFoundError: if the batch has labels, but not one for each row.
         """
-        labels = inputs.get(self.label_name)
+        labels = labels_in(inputs, self.label_name)
         labels = of_batch if labels is None else labels
         if not isinstance(labels, Tensor) or labels.ndim == 0:
             return None
@@ -176,21 +200,24 @@ class Matching:
         """Forget micro-batches without a backward pass, as a step that was broken off leaves them."""
         self._meetings.clear()
 
-    def finish(self, task_loss: Tensor, share: float) -> Tensor:
+    def finish(self, task_loss: Tensor, share: float, asked: float) -> Tensor:
         """The loss of a micro-batch after its backward pass: the task's and the weighted matching loss.
 
         Args:
             task_loss: as Trainer's training step returns it.
             share: of the micro-batch in its optimizer step.
+            asked: the matching's weight after the ramp.
         """
         loss = task_loss
+        self.tally.add(share)
         for meeting, value in self._meetings:
             weight = meeting.weight
+            self.tally.reached = self.tally.reached or meeting.has_met
             if isinstance(weight, Tensor):
                 loss = torch.addcmul(loss, weight, value, value=share)
             else:
                 loss = torch.add(loss, value, alpha=weight * share)
-            self._noted.append((task_loss, value, weight, share))
+            self._noted.append((task_loss, value, weight, share, asked))
             self._has_means = True
         self._meetings.clear()
         if len(self._noted) > 100:
@@ -202,24 +229,31 @@ class Matching:
         if not self._has_means:  # on no rank
             return {}
         self._add_up()
-        *sums, steps = sum_over_ranks(self._sums).tolist()
+        *sums, _, steps = sum_over_ranks(self._sums).tolist()
         return {name: total / steps for name, total in zip(LOGGED, sums, strict=True)} if steps else {}
 
     def begin_means(self) -> None:
         """Begin new means."""
+        self._of_run += self._sums
         self._sums.zero_()
         self._has_means = False
+
+    def hardly(self) -> str | None:
+        """Why the matching hardly took place since the run began; None where it did."""
+        self._add_up()
+        _, _, weight, asked, steps = (self._of_run + self._sums).tolist()
+        return self.tally.reason(weight, asked, steps)
 
     def _add_up(self) -> None:
         """Add what was noted to the sums; a matching loss of 0 had nothing to match (one row, no class in common)."""
         if self._noted:
-            task_losses, values, weights, shares = zip(*self._noted, strict=True)
-            share = on_device(shares, self.device)
+            task_losses, values, weights, shares, asked = zip(*self._noted, strict=True)
+            share, wanted = on_device((shares, asked), self.device)
             pairs = zip(weights, values, strict=True)
             applied = [each if isinstance(each, Tensor) else value.new_full((), each) for each, value in pairs]
             parts = [torch.stack(part).float() for part in (list(values), applied)]
             task = torch.stack(task_losses).float() / share  # the task loss of a micro-batch holds its share already
-            entries = torch.stack([task, *parts, torch.ones_like(share)])
+            entries = torch.stack([task, *parts, wanted, torch.ones_like(share)])
             self._sums += (entries * share).masked_fill(parts[0] == 0, 0.0).sum(1)
             self._noted.clear()
 
@@ -237,4 +271,10 @@ class Matching:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
+    kinds = {f"{part.dtype} of shape {tuple(part.shape)[1:]}" for part in parts}
+    if len(kinds) > 1:
+        raise HeadNotFoundError(
+            f"the micro-batches of a step hold features or labels of several kinds ({', '.join(sorted(kinds))} for a "
+            "row); let the collator give one kind, or take matching_scope='micro_batch'"
+        )
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -82,6 +82,11 @@ class Meeting:
         weights = list(self._weights.values())
         return sum(weights[1:], weights[0]) / len(weights) if len(weights) > 1 else [*weights, 0.0][0]
 
+    @property
+    def has_met(self) -> bool:
+        """Whether the backward pass has reached the features."""
+        return bool(self._weights)
+
     def _meet(self, task: Tensor | None, gradient: Tensor, number: int) -> Tensor | None:
         if self._factor is None or task is None:  # a backward pass of the user's own, or past the features
             return task

@@ -1,7 +1,8 @@
 """The matching of one training run: what each step of Trainer's does beside its own."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -11,14 +12,18 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from itra_hf.config import matching_arguments
-from itra_hf.features import FeatureWatch, HeadNotFoundError, Seen
-from itra_hf.labels import label_name
+from itra_hf.distributed import RanksDisagreeError, is_distributed
+from itra_hf.features import AmbiguousHeadError, FeatureWatch, HeadNotFoundError, Seen
+from itra_hf.labels import label_name, labels_in
+from itra_hf.pairing import not_asked
 from itra_hf.step.cached import CachedStep
 from itra_hf.step.forms import MatchingLoss
 from itra_hf.step.matching import Matching
-from itra_hf.step.setup import asked_weight, is_asked, refuse
+from itra_hf.step.setup import asked_weight, in_one_line, is_asked, refuse
 
 logger = logging.get_logger(__name__)
+
+PATIENCE = 5  # steps in which several layers may explain the logits
 
 
 class Run:
@@ -38,6 +43,10 @@ class Run:
         self.to_log: dict[str, float] | None = None  # the means, while Trainer logs its training loss
         self.step: CachedStep | None = None  # the optimizer step that is matched as a whole
         self._was_on, self._in_training_step, self._finds, self._warned = False, False, False, False
+        self.line: str | None = None  # that tells what is matched
+        self.hardly: str | None = None  # matched, and why
+        self._has_checked = False
+        self._open: AmbiguousHeadError | None = None  # which layer makes the logits
 
     def log(self, logs: dict[str, float]) -> None:
         """Put the means into Trainer's own log of the training loss; warn where the features have collapsed."""
@@ -50,6 +59,35 @@ class Run:
                 "distances between them. Lower matching_weight, or keep matching_warmup_ratio and "
                 "matching_max_grad_ratio at their defaults."
             )
+        if "train_loss" in logs:
+            self._end()
+
+    def _end(self) -> None:
+        """Say what the run did not do; as Trainer logs its mean loss, training is over."""
+        self._refuse_unseen()
+        if not self.matching.has_begun:
+            if self._open is not None:
+                refuse(self.trainer, self._open)
+            return
+        self._tell(at_end=True)
+        reason = self.matching.hardly()
+        if reason is not None and self.trainer.is_world_process_zero():
+            self.hardly = reason
+            logger.warning(f"The matching hardly took place: {reason}")
+
+    def _tell(self, at_end: bool = False) -> None:
+        """Say once what is matched, and once that the rows are not paired as they should be."""
+        couples, trainer = self.matching.couples, self.trainer
+        if not trainer.is_world_process_zero():
+            return
+        if self.line is None and self.matching.has_begun and self.watch.reader is not None:
+            self.line = in_one_line(trainer, self.matching, self.watch.reader)
+            logger.info(self.line)
+        if not self._has_checked and (couples.are_seen or at_end):
+            self._has_checked = True
+            missing = couples.missing(cast(Any, trainer).row_order or not_asked(trainer))
+            if missing is not None and self.args.pairing == "class":
+                logger.warning(f"pairing='class' is not in effect: {missing}")
 
     def end_log(self) -> None:
         """Begin new means after Trainer's log, on every rank."""
@@ -58,12 +96,18 @@ class Run:
 
     def begin_step(self, micro_batches: Sequence[Any], is_on: bool) -> None:
         """Begin an optimizer step of these micro-batches, which is matched or not."""
-        if self.watch.passes == 0 and self._was_on:
-            way_out = "call super().training_step and super().compute_loss in your own"
-            refuse(self.trainer, "no features were seen in the first step", way_out)
+        self._refuse_unseen()
         self._was_on = is_on
         whole = is_on and self.args.matching_scope == "optimizer_step" and len(micro_batches) > 1
         self.step = CachedStep(self.matching, micro_batches) if whole else None
+
+    def _refuse_unseen(self) -> None:
+        """Refuse the matching where the first step has shown nothing."""
+        if self.watch.passes == 0 and self._was_on and self._open is None:
+            refuse(
+                self.trainer,
+                "no features were seen in the first step; call super().training_step and super().compute_loss in yours",
+            )
 
     def training_step(
         self, training_step: Callable[..., Tensor], model: torch.nn.Module, inputs: Any, num_items_in_batch: Any
@@ -83,7 +127,10 @@ class Run:
             loss = training_step(model, inputs, num_items_in_batch)
         finally:
             self._in_training_step = False
-        return self.matching.finish(loss, 1 / self.trainer.current_gradient_accumulation_steps)
+        share = 1 / self.trainer.current_gradient_accumulation_steps
+        loss = self.matching.finish(loss, share, asked_weight(self.trainer))
+        self._tell()
+        return loss
 
     @property
     def is_at_work(self) -> bool:
@@ -99,9 +146,9 @@ class Run:
         num_items_in_batch: Any,
     ) -> Any:
         """What `compute_loss` returns, such that the backward pass of its loss matches the features."""
-        name = self.matching.label_name
-        labels = inputs.get(name) if isinstance(inputs, Mapping) else None
+        labels = labels_in(inputs, self.matching.label_name)
         compiled = is_compiled_module(model)
+        self.watch.patient = self.trainer.state.global_step < PATIENCE
         if compiled and self.watch.reader is None:
             self._find_in_compiled(compute_loss, model, inputs, num_items_in_batch)
         if self.watch.reader is None and compiled:  # refused
@@ -125,6 +172,8 @@ class Run:
             if seen is not None:
                 return self.matching.match(loss, seen, labels, divisor, asked_weight(self.trainer))
             self.matching.skip()
+        except RanksDisagreeError as error:  # on every rank
+            self._give_up(error)
         except HeadNotFoundError as error:
             self.matching.skip()
             self._give_up(error)
@@ -135,7 +184,7 @@ class Run:
         try:
             return self.watch.seen()
         except HeadNotFoundError:
-            self.matching.begin(self.matching.labels_of(self.watch.inputs, labels), has_features=False)
+            self.matching.begin(self.matching.labels_of(self.watch.inputs, labels), self.watch.width, False)
             raise
 
     def _first_pass(self, step: CachedStep, model: torch.nn.Module, num_items_in_batch: Any) -> None:
@@ -156,37 +205,51 @@ class Run:
             self._find(lambda: forward(step.micro_batches[0]))
         scaler = trainer.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=trainer.args.device))
-        try:
+        with self._or_else_unmatched():
             step.first_pass(self.watch.reader, forward, asked_weight(trainer), scale)
-        except HeadNotFoundError as error:
-            self._give_up(error)
 
     def _find_in_compiled(self, compute_loss: Callable[..., Any], model: Any, inputs: Any, num_items: Any) -> None:
         """Find the features in the model before it is compiled, and put the hooks on."""
         if getattr(model.dynamo_ctx, "fullgraph", False):
-            refuse(self.trainer, "torch.compile(fullgraph=True) admits no break at the features", "fullgraph=False")
+            refuse(self.trainer, "torch.compile(fullgraph=True) admits no break at the features; take fullgraph=False")
             return
-        copied = copy.deepcopy(inputs)
-        self._find(lambda: compute_loss(self.model, copied, num_items_in_batch=num_items))
+        self._find(lambda: compute_loss(self.model, copy.deepcopy(inputs), num_items_in_batch=num_items))
         self.watch.keep_hooks()
 
     def _find(self, forward: Callable[[], Any]) -> None:
         """Find the features by an extra forward pass."""
         self._finds = True
         try:
-            self.watch.find(forward)
-        except HeadNotFoundError as error:
-            self._give_up(error)
+            with self._or_else_unmatched():
+                self.watch.find(forward)
         finally:
             self._finds = False
 
-    def _give_up(self, error: HeadNotFoundError) -> None:
+    @contextmanager
+    def _or_else_unmatched(self) -> Iterator[None]:
+        """An extra forward pass; where it fails under `"auto"`, Trainer's own tells whether the batch is bad."""
+        try:
+            yield
+        except (HeadNotFoundError, RanksDisagreeError) as error:
+            self._give_up(error)
+        except Exception as error:
+            if is_asked(self.trainer) or is_distributed() or isinstance(error, torch.OutOfMemoryError):
+                raise
+            if self.step is not None:
+                self.step.abandon()
+            self._give_up(AmbiguousHeadError(f"an extra forward pass without gradient failed ({error})"))
+
+    def _give_up(self, error: HeadNotFoundError | RanksDisagreeError) -> None:
         """Refuse the matching; a batch among others that can be matched is passed over, with one warning."""
-        if is_asked(self.trainer) or not self.matching.has_begun:
-            refuse(self.trainer, str(error), asked=self.watch.reader is None and self.args.feature_layer != "head")
-        elif not self._warned:
-            logger.warning(f"{error}; such batches are trained without matching.")
+        self._open = error if isinstance(error, AmbiguousHeadError) else None
+        if self._open is not None and self.trainer.state.global_step < PATIENCE:
+            return  # weights that begin as zeros, or as copies, differ after a few steps
+        if self.matching.has_begun and not is_asked(self.trainer):
+            if not self._warned:
+                logger.warning(f"{error}; such batches are trained without matching.")
             self._warned = True
+            return
+        refuse(self.trainer, error, asked=self.watch.reader is None and self.args.feature_layer != "head")
 
 
 def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tuple[int, int]:

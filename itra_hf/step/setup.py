@@ -2,31 +2,44 @@
 
 from typing import Any, cast
 
+import datasets
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 from transformers.utils.hub import PushToHubMixin
 
 from itra_hf.config import MatchingArguments, matching_arguments
-from itra_hf.features import HeadNotFoundError, head_candidates
-from itra_hf.labels import LABEL_COLUMNS, label_column, label_kind
-from itra_hf.sampling import SetSamplerEpoch
+from itra_hf.features import (
+    FeatureReader,
+    HeadNotFoundError,
+    head_candidates,
+    hidden_state_index,
+    module_named,
+    refuse_multiple_choice,
+)
+from itra_hf.labels import label_kind
+from itra_hf.pairing import SetSamplerEpoch, first_labels, label_names
 from itra_hf.step.forms import choose_matching_loss
 from itra_hf.step.guards import ramp, share_for_rows
+from itra_hf.step.matching import Matching
 
 logger = logging.get_logger(__name__)
-
-OTHER_FEATURES = "a model with a classification head, or a hidden state (feature_layer) and matching='marginal'"
 
 
 def check_head(model: nn.Module) -> None:
     """Raise `HeadNotFoundError` if a model of transformers or peft has no layer that its config's labels fit."""
-    if isinstance(model, PushToHubMixin) and not head_candidates(model):
+    if type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
+        refuse_multiple_choice(model)
+    is_known = type(model).__module__.startswith(("transformers.", "peft."))  # of others the first step tells
+    if is_known and isinstance(model, PushToHubMixin) and not head_candidates(model):
         labels = cast(Any, model).config.num_labels
         raise HeadNotFoundError(
-            f"{type(model).__name__} has no linear classification head (config.num_labels={labels})"
+            f"{type(model).__name__} has no linear classification head (config.num_labels={labels}); name "
+            "another module by feature_layer, or take a hidden state and matching='marginal'"
         )
 
 
@@ -35,17 +48,19 @@ def is_asked(trainer: Any) -> bool:
     return matching_arguments(trainer.args).matching != "auto" or trainer.matching_loss is not None
 
 
-def refuse(trainer: Any, reason: str, way_out: str = OTHER_FEATURES, asked: bool = False) -> None:
+def refuse(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
     """No matching in this run: an error where one was asked for, else one warning.
 
     Args:
         trainer: an ITRATrainer.
-        reason: why it cannot match.
-        way_out: what to do instead.
+        reason: why it cannot match, and what else to do.
         asked: whether another option asks for what cannot be had.
     """
     if asked or is_asked(trainer):
-        raise HeadNotFoundError(f"{reason}; take matching='none', or {way_out}")
+        error = reason if isinstance(reason, Exception) else HeadNotFoundError(reason)
+        if "matching='none'" in str(error):
+            raise error
+        raise type(error)(f"{error}, or take matching='none'")
     is_paired = any(isinstance(callback, SetSamplerEpoch) for callback in trainer.callback_handler.callbacks)
     but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
     if not trainer.cannot_match:
@@ -82,19 +97,17 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         ValueError: with the value and the way out.
     """
     args = matching_arguments(trainer.args)
+    layer = str(args.feature_layer)
+    if layer != "head" and hidden_state_index(layer) is None:
+        module_named(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False), layer)
     try:
-        if args.feature_layer == "head":
+        if layer == "head":
             check_head(trainer.model)
-    except HeadNotFoundError as error:
+        check_rows(trainer, rows)
+    except ValueError as error:
         if training or is_asked(trainer):
-            refuse(trainer, str(error))
+            refuse(trainer, error)
         return
-    if trainer.args.n_gpu > 1:
-        raise ValueError(
-            f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
-            "the script with `accelerate launch`, or make one device visible"
-        )
-    check_rows(trainer, rows)
     whole_step = args.matching_scope == "optimizer_step"
     if whole_step and trainer.args.torch_compile:
         raise ValueError(
@@ -102,15 +115,11 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
             "compiled model cannot promise; take torch_compile=False, or matching_scope='micro_batch'"
         )
     kwargs = cast(dict[str, Any], trainer.args.gradient_checkpointing_kwargs or {})
-    if args.feature_layer != "head" and trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):
+    inside = hidden_state_index(layer) is not None or (layer != "head" and whole_step)
+    if inside and trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):
         raise ValueError(
             f"feature_layer={args.feature_layer!r} lies where gradient checkpointing with use_reentrant=True keeps no "
             "graph; take gradient_checkpointing_kwargs={'use_reentrant': False}, or feature_layer='head'"
-        )
-    if trainer.args.train_sampling_strategy == "batch_rebalance" and args.pairing == "class":
-        raise ValueError(
-            "train_sampling_strategy='batch_rebalance' makes its own batches, which pairing='class' cannot keep; "
-            "take pairing='random' or another strategy"
         )
     changed = not training or trainer.model_init is not None  # what was looked at before is not read again
     if changed and trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
@@ -118,15 +127,21 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
 
 
 def check_rows(trainer: Trainer, rows: int) -> None:
-    """Refuse batches that leave no pair to match.
+    """Refuse batches that leave no pair to match, or that threads share.
 
     Args:
         trainer: as its constructor leaves it.
         rows: of a batch of one device; of all of them, where batches are split over the ranks.
 
     Raises:
-        ValueError: where a device, or with `matching_scope="optimizer_step"` its whole step, has fewer than two rows.
+        ValueError: where a device, or with `matching_scope="optimizer_step"` its whole step, has fewer than two rows;
+            under `nn.DataParallel`.
     """
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
+            "the script with `accelerate launch`, or make one device visible"
+        )
     if trainer.accelerator.split_batches:
         rows //= trainer.args.world_size
     whole_step = matching_arguments(trainer.args).matching_scope == "optimizer_step"
@@ -139,13 +154,43 @@ def check_rows(trainer: Trainer, rows: int) -> None:
 
 
 def _check_labels(trainer: Trainer, args: MatchingArguments) -> None:
-    """Refuse a form that the training set's labels, as far as they can be read at once, do not serve."""
-    columns = getattr(trainer.train_dataset, "column_names", None)
-    if trainer.args.remove_unused_columns and columns and not {*LABEL_COLUMNS, *trainer.label_names} & set(columns):
+    """Refuse a form that the labels of the first row do not serve, where they reach the model as they are.
+
+    A collator or a transform of the user's own may make other labels of them; then the first batch tells.
+    """
+    dataset: Any = trainer.train_dataset
+    collator: Any = trainer.data_collator
+    is_datasets = isinstance(dataset, datasets.Dataset)
+    module = getattr(collator, "__module__", "")  # of a function, or of an object's class
+    if not module.startswith("transformers.") or (is_datasets and dataset.format["type"] == "custom"):
+        return
+    names = label_names(trainer.label_names)
+    if is_datasets and trainer.args.remove_unused_columns and not {*names, *trainer.label_names} & {*dataset.features}:
         raise ValueError(
-            f"matching={args.matching!r} needs labels, but the training set has only the columns {columns}; "
-            "name one 'labels', or take matching='marginal'"
+            f"matching={args.matching!r} needs labels, but the training set has only the columns "
+            f"{dataset.column_names}; name one 'labels', or take matching='marginal'"
         )
-    values = label_column(trainer.train_dataset)
-    if values is not None and values.dtype.kind in "iufb":
-        choose_matching_loss(args, label_kind(torch.as_tensor(values[:1]), cast(Any, trainer.model)))
+    labels, model = first_labels(dataset, names), cast(Any, trainer.model)
+    try:
+        first = torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError):  # strings, lists of unequal length
+        return
+    width = model.config.num_labels if isinstance(trainer.model, PushToHubMixin) else None
+    kind = label_kind(first, model, width)
+    if len(first) == 1 and (kind != "tokens" or width is not None):  # else the batches tell
+        choose_matching_loss(args, kind)
+
+
+def in_one_line(trainer: Any, matching: Matching, reader: FeatureReader) -> str:
+    """What a run matches, with which weight and guards, and how many of the first batch's rows are in couples."""
+    args, share = matching_arguments(trainer.args), matching_share(trainer)
+    own = getattr(trainer.matching_loss, "__name__", type(trainer.matching_loss).__name__)
+    form = matching.form if trainer.matching_loss is None else f"matching_loss={own}"
+    names = {module: name for name, module in matching.model.named_modules()}
+    first = matching.couples.first
+    couples = "" if first is None else f"{first:.0%} of the first batch in couples of one class; "
+    return (
+        f"ITRA matches {reader.describe(names)} {list(matching.shape)} by {form}; {couples}weight "
+        f"{args.matching_weight:g} x {share:.3g} for the rows of the run, over a ramp of "
+        f"{args.matching_warmup_ratio:.0%} of the steps, cap {args.matching_max_grad_ratio}"
+    )

@@ -1,4 +1,4 @@
-"""The pair of mini-batches: who is dealt to which half, and how the halves are read back."""
+"""Who is dealt to which half of a batch, and how the halves are read back."""
 
 from collections.abc import Iterator, Sequence
 
@@ -65,6 +65,11 @@ class ClassPairedSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration yields."""
         self.epoch = epoch
+
+    @property
+    def share_in_couples(self) -> float:
+        """The share of rows that are in a couple of one class, the rows that their class leaves over not among them."""
+        return 1 - len(self._last_of_odd_classes) / max(len(self), 1)
 
     def __len__(self) -> int:
         return len(self._classes)

@@ -1,0 +1,175 @@
+"""The class of every training row, read from the data set without loading its rows."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas
+import pyarrow.compute
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from itra_hf.labels import label_kind, label_name
+
+COLUMNS = (Sequence, np.ndarray, Tensor, pandas.Series)
+PROBED = 256  # rows that are collated at most, to see which of several columns the model gets
+
+Collate = Callable[[list[int]], Any]
+
+
+def label_names(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that could hold the labels: the one of Trainer's `label_names`, then those that collators rename."""
+    return tuple(dict.fromkeys([label_name(names), "label", "label_ids"]))
+
+
+def class_column(dataset: Any, model: nn.Module, names: Sequence[str], labels_of: Collate) -> Tensor | None:
+    """The class of every row, `[n]` integers that are equal where the labels are.
+
+    Integers stay as they are. Strings, whole decimal numbers and missing values are numbered. Of several columns that
+    could hold the labels, the one counts whose rows are alike where the collated labels are.
+
+    Args:
+        dataset: a `datasets.Dataset`, a list of examples, a `TensorDataset`, a data set with its labels in `targets` or
+            `labels`, or a `Subset` or `ConcatDataset` of such.
+        model: whose config may say that labels are no classes.
+        names: of the columns that could hold the labels, the likeliest first.
+        labels_of: the labels that the model gets for some rows.
+
+    Returns:
+        None where rows have no class, or where it cannot be told without loading the rows.
+    """
+    found = {name: _classes(values) for name, values in _columns(dataset, names).items()}
+    known = {name: classes for name, classes in found.items() if classes is not None}
+    if len(found) > 1 and known and not (len(known) == len(found) and _are_alike(*known.values())):
+        known = _reaching(known, labels_of)
+    classes = next(iter(known.values()), None)
+    return classes if classes is not None and label_kind(classes, model) == "classes" else None
+
+
+def first_labels(dataset: Any, names: Sequence[str]) -> list[Any]:
+    """The label of the first row, from every column of a `datasets.Dataset` or a list that could hold it."""
+    if isinstance(dataset, datasets.Dataset) and len(dataset):
+        there = [name for name in names if name in dataset.column_names]
+        return list(dataset.with_format(None).select_columns(there)[0].values()) if there else []
+    if isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
+        return [dataset[0][name] for name in names if name in dataset[0]]
+    return []
+
+
+def _columns(dataset: Any, names: Sequence[str]) -> dict[str, np.ndarray | None]:
+    """What could be the labels of all rows, `[n]`, by its name; None where rows have none or several."""
+    if isinstance(dataset, Subset):
+        indices, whole = np.asarray(dataset.indices, dtype=np.int64), _columns(dataset.dataset, names)
+        return {name: None if values is None else values[indices] for name, values in whole.items()}
+    if isinstance(dataset, ConcatDataset):
+        return _joined([_columns(part, names) for part in dataset.datasets])
+    if isinstance(dataset, TensorDataset):
+        integers = [tensor for tensor in dataset.tensors if not (tensor.is_floating_point() or tensor.is_complex())]
+        return {str(n): _flat(partial(_as_it_is, each)) for n, each in enumerate(integers) if _is_one(each[:1])}
+    if isinstance(dataset, datasets.Dataset):
+        there = [name for name in names if name in dataset.column_names]
+        return {name: _flat(partial(_arrow_column, dataset, name)) for name in there}
+    if isinstance(dataset, list):
+        there = [name for name in names if dataset and isinstance(dataset[0], Mapping) and name in dataset[0]]
+        return {name: _flat(partial(_of_rows, dataset, name)) for name in there}
+    kept = {name: _attribute(dataset, name) for name in ("targets", "labels")}  # as in torchvision
+    return {name: _flat(partial(_as_it_is, values)) for name, values in kept.items() if values is not None}
+
+
+def _joined(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
+    joined: dict[str, np.ndarray | None] = {}
+    for name in parts[0]:
+        columns = [values for part in parts if (values := part.get(name)) is not None]
+        joined[name] = np.concatenate(columns) if len(columns) == len(parts) else None
+    return joined
+
+
+def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
+    """A column without transform; of lists, pictures and other structures only lists of one entry are read."""
+    is_scalar = isinstance(dataset.features[name], (datasets.Value, datasets.ClassLabel))
+    if not is_scalar and not _is_one(next(iter(first_labels(dataset, [name])), [])):
+        return None
+    column = dataset.with_format("arrow").select_columns([name])[:].column(name)
+    lengths = None if is_scalar else pyarrow.compute.list_value_length(column)  # an error but for lists
+    if lengths is not None and pyarrow.compute.max(lengths).as_py() != 1:
+        return None
+    values = column.to_numpy()
+    return values if values.dtype.kind != "O" else values.tolist()
+
+
+def _of_rows(rows: list[Mapping[str, Any]], name: str) -> list[Any]:
+    return [row.get(name) for row in rows]
+
+
+def _as_it_is(values: Any) -> Any:
+    return values
+
+
+def _attribute(dataset: Any, name: str) -> Any:
+    """Labels that a data set keeps; None where it keeps something else."""
+    try:
+        values = getattr(dataset, name)
+        return values if isinstance(values, COLUMNS) and len(values) == len(dataset) else None
+    except Exception:  # whatever a property does
+        return None
+
+
+def _flat(read: Callable[[], Any]) -> np.ndarray | None:
+    """One value for each row, `[n]`; None where a row has none or several, or where they cannot be read."""
+    try:
+        values = read()
+        if isinstance(values, (Tensor, pandas.Series)):
+            values = values.numpy(force=True) if isinstance(values, Tensor) else values.to_numpy()
+        if not _is_one(values[0]):
+            return None
+        if isinstance(values[0], str) or values[0] is None:  # else an array has the space of the longest for each
+            return np.fromiter(values, dtype=object, count=len(values))
+        array = np.asarray(values)
+    except Exception:  # of any kind: rows whose labels have no array can still be trained in a random order
+        return None
+    return array.reshape(-1) if array.size == len(values) else None
+
+
+def _is_one(label: Any) -> bool:
+    """Whether the label of a row is one value, and no vector, picture or structure."""
+    if isinstance(label, (Tensor, np.ndarray)):
+        return label.size == 1 if isinstance(label, np.ndarray) else label.numel() == 1
+    if isinstance(label, (list, tuple)):
+        return len(label) == 1 and _is_one(label[0])
+    return isinstance(label, Hashable)
+
+
+def _classes(values: np.ndarray | None) -> Tensor | None:
+    """Numbers for the values, equal where these are; None where they are no classes."""
+    if values is None or values.dtype.kind == "c":
+        return None
+    if values.dtype.kind in "iub":
+        return torch.as_tensor(values.astype(np.int64))  # a copy, for arrow's memory is read-only
+    try:
+        codes, known = pandas.factorize(values, use_na_sentinel=False)
+    except TypeError:  # such as dicts
+        return None
+    decimals = [value for value in known if isinstance(value, (float, np.floating)) and np.isfinite(value)]
+    return None if any(value % 1 for value in decimals) else torch.as_tensor(codes)
+
+
+def _reaching(known: dict[str, Tensor], labels_of: Collate) -> dict[str, Tensor]:
+    """Of several columns those that the model gets; all where that cannot be told."""
+    rows = np.unique(np.stack([np.asarray(classes) for classes in known.values()]), axis=1, return_index=True)[1]
+    rows = rows[:PROBED]
+    given = labels_of(rows.tolist())
+    if given is None:
+        return known
+    labels = _classes(_flat(partial(_as_it_is, given))) if isinstance(given, COLUMNS) else None
+    if labels is None or len(labels) != len(rows):
+        return {}
+    return {name: classes for name, classes in known.items() if _are_alike(classes[rows], labels)}
+
+
+def _are_alike(*columns: Tensor) -> bool:
+    """Whether rows that are of one class in one column are so in all."""
+    first, *others = (pandas.factorize(np.asarray(classes))[0] for classes in columns)
+    return all(np.array_equal(first, other) for other in others)
