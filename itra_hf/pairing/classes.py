@@ -22,7 +22,7 @@ Collate = Callable[[list[int]], Any]
 
 def label_names(names: Sequence[str] | None) -> tuple[str, ...]:
     """The columns that could hold the labels: the one of Trainer's `label_names`, then those that collators rename."""
-    return tuple(dict.fromkeys([label_name(names), "label", "label_ids"]))
+    return tuple(dict.fromkeys([label_name(names), "labels", "label", "label_ids"]))
 
 
 def class_column(dataset: Any, model: nn.Module, names: Sequence[str], labels_of: Collate) -> Tensor | None:
