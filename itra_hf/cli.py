@@ -1,9 +1,7 @@
 """The command `itra-hf`: train, or compare Trainer with ITRATrainer, without writing a script."""
 
-import argparse
 import logging
-import socket
-import subprocess
+import math
 import sys
 import textwrap
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import table
 from itra_hf.features import HeadNotFoundError
+from itra_hf.launching import launch
 from itra_hf.tasks import load_task
 from itra_hf.trainer import ITRATrainer
 
@@ -65,6 +64,9 @@ class CompareArguments:
             raise ValueError(f"seeds={self.seeds} must be at least 1; an interval needs 2, and is narrower with more")
 
 
+MAY_BE_INFINITE = ("max_grad_norm", "matching_max_grad_ratio")  # where it means no limit
+
+
 class _Parser(HfArgumentParser):
     """A parser that leaves it to `prepare` to end the command, without the long list of all options."""
 
@@ -97,7 +99,17 @@ def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
             )
         parser.set_defaults(**values)
         argv = argv[1:]
-    return tuple(parser.parse_args_into_dataclasses(argv))
+    parsed = tuple(parser.parse_args_into_dataclasses(argv))
+    for options in parsed:
+        _check_numbers(options)
+    return parsed
+
+
+def _check_numbers(options: Any) -> None:
+    """Refuse what float() takes for a number, but no run can do with."""
+    for name, value in vars(options).items():
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE)):
+            raise ValueError(f"{name}={value} is no number to train with; give a finite one")
 
 
 def read_options(path: str) -> dict[str, Any]:
@@ -122,27 +134,6 @@ def options_help(command: str) -> str:
             text = textwrap.wrap(option.metadata["help"] + default, 84)
             lines += [f"  --{option.name:<26}{text[0]}", *(" " * 30 + more for more in text[1:])]
     return "\n".join([*lines, "", MORE_OPTIONS]).replace("\0", " ")
-
-
-def launch(argv: list[str]) -> None:
-    """Hand the command over to `accelerate launch`, where processes were asked for, and exit with its status."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", type=int)
-    parser.add_argument("--accelerate_config")
-    options, rest = parser.parse_known_args(argv)
-    flags = []
-    if options.accelerate_config is not None:
-        flags = ["--config_file", options.accelerate_config]
-    elif options.num_processes is not None and options.num_processes > 1:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        flags = ["--multi_gpu", "--num_machines", "1", "--main_process_port", str(port)]  # on CPUs, too
-        flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if options.num_processes is not None:
-        flags += ["--num_processes", str(options.num_processes)]
-    if flags:
-        module = ["-m", "accelerate.commands.launch", *flags, "-m", "itra_hf.cli"]
-        sys.exit(subprocess.run([sys.executable, *module, *rest], check=False).returncode)  # noqa: S603
 
 
 def train_command(argv: list[str]) -> None:
@@ -225,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     if command in OPTIONS and {"-h", "--help"} & set(rest):
         print(options_help(command))
         return
-    launch(argv)
+    launch(argv, "itra_hf.cli")
     try:
         COMMANDS[command](rest)
     except (HeadNotFoundError, SettingsError) as error:

@@ -1,5 +1,6 @@
 """The data of the command line: a data set of the Hub, a folder or a file, read into a training and a test split."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ def read_rows(data: TaskArguments, seed: int) -> Rows:
 
     Raises:
         ValueError: where a file is of no known kind, the training split or a column is missing, or labels are neither
-            a class nor a number, or missing in a row.
+            a class nor a number, or missing, NaN or infinite in a row.
     """
     splits = _read(data)
     if "train" not in splits:
@@ -100,7 +101,7 @@ def read_rows(data: TaskArguments, seed: int) -> Rows:
     splits = DatasetDict({name: splits[name] for name in used if name in splits})
     columns, label, kind = _columns(splits["train"], data)
     splits = splits.select_columns([*columns, label]).rename_columns({} if label == "labels" else {label: "labels"})
-    _check_that_rows_have_labels(splits)
+    _check_labels(splits, data, label)
     splits, names = _with_classes(splits)
     train, test = _split(splits, names is not None, data.max_train_samples, seed)
     return Rows(train, test, columns, kind, names)
@@ -137,13 +138,22 @@ def _columns(train: Dataset, data: TaskArguments) -> tuple[list[str], str, str]:
     return columns, label, kind
 
 
-def _check_that_rows_have_labels(splits: DatasetDict) -> None:
+def _check_labels(splits: DatasetDict, data: TaskArguments, column: str) -> None:
+    """Refuse rows without a label, and numbers that would turn the weights into NaN."""
     for split, rows in splits.items():
-        missing = rows["labels"][:].count(None)
+        labels = rows["labels"][:]
+        missing = labels.count(None)
         if missing:
             raise ValueError(
                 f"{missing} of the {len(rows)} {split} rows have no label; take them out, or give each its label"
             )
+        source = data.dataset_name or (data.validation_file if split == "validation" else data.train_file)
+        for number, label in enumerate(labels, 1):
+            if isinstance(label, float) and not math.isfinite(label):
+                raise ValueError(
+                    f"{source}, row {number}, column {column!r}: the label is {label}; take the row out, or give it a "
+                    "number"
+                )
 
 
 def _with_classes(splits: DatasetDict) -> tuple[DatasetDict, list[str] | None]:

@@ -146,20 +146,6 @@ def test_two_processes_are_handed_over_to_accelerate(tmp_path):
     assert all(entry["matching_loss"] > 0 for entry in state["log_history"] if "loss" in entry)
 
 
-@pytest.mark.parametrize("more", [[], ["--num_processes", "3"]])
-def test_a_file_of_accelerate_is_handed_over(monkeypatch, more):
-    asked = []
-    done = type("Done", (), {"returncode": 7})
-    monkeypatch.setattr(cli.subprocess, "run", lambda command, check: asked.append(command) or done)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["compare", "config.yaml", "--accelerate_config", "a.yaml", *more, "--seeds", "2"])
-    assert ended.value.code == 7
-    (command,) = asked
-    end = ["-m", "itra_hf.cli", "compare", "config.yaml", "--seeds", "2"]
-    middle = ["--config_file", "a.yaml", *more]
-    assert command == [sys.executable, "-m", "accelerate.commands.launch", *middle, *end]
-
-
 def test_a_killed_comparison_goes_on(tmp_path):
     data = ["--model_name_or_path", folders.bert(tmp_path), "--train_file", folders.pets(tmp_path)]
     argv = ["compare", *data, *SHORT, "--max_steps", "15", "--seeds", "2", "--output_dir", str(tmp_path / "out")]
@@ -183,3 +169,19 @@ def test_a_killed_comparison_goes_on(tmp_path):
     assert "95 % interval" in out
     assert (tmp_path / "out" / "comparison.html").exists()
     assert (tmp_path / "out" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("learning_rate", "nan"), ("weight_decay", "inf"), ("matching_weight", "nan")]
+)
+def test_an_option_that_is_no_number_is_refused_before_the_data_are_read(name, value):
+    data = ["--model_name_or_path", "x", "--train_file", "y.csv"]
+    with pytest.raises(SystemExit, match=f"^itra-hf train: {name}={value} (is no number|must be finite)"):
+        cli.main(["train", *data, f"--{name}", value])
+
+
+def test_no_limit_is_infinite(tmp_path):
+    data = ["--model_name_or_path", "x", "--train_file", "y.csv"]
+    *_, args = cli.parse("train", [*data, "--max_grad_norm", "inf", "--matching_max_grad_ratio", "inf"])
+    assert args.max_grad_norm == float("inf")
+    assert args.matching_max_grad_ratio is None

@@ -89,3 +89,24 @@ def test_what_does_not_fit_is_named_with_the_way_out(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_rows(TaskArguments(model, train_file=str(tmp_path / file), **options), seed=0)
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_label_that_is_no_finite_number_is_named_with_file_row_and_column(tmp_path, bad, split):
+    good = [f'{{"text": "a{row}", "score": {row}.5}}' for row in range(20)]
+    files = {"train": good, "validation": good[:4]}
+    files[split] = [*files[split][:2], files[split][2].replace("2.5", bad), *files[split][3:]]
+    paths = {}
+    for name, lines in files.items():
+        paths[f"{name}_file"] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"{split}\.jsonl, row 3, column 'score': the label is -?(nan|inf)"):
+        read_rows(TaskArguments("model", label_column="score", **paths), seed=0)
+
+
+def test_an_infinite_label_in_a_table_is_named(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"a{row},{'inf' if row == 4 else row + 0.5}\n" for row in range(9)))
+    with pytest.raises(ValueError, match=r"train\.csv, row 5, column 'label': the label is inf"):
+        read_rows(TaskArguments("model", train_file=str(path)), seed=0)
