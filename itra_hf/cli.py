@@ -1,15 +1,13 @@
 """The command `itra-hf`: train, or compare Trainer with ITRATrainer, without writing a script."""
 
 import logging
-import math
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
-import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, set_seed
 
 from itra_hf.compare import RESULT, SettingsError, compare
@@ -17,10 +15,13 @@ from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import table
+from itra_hf.environment import environment
 from itra_hf.features import HeadNotFoundError
 from itra_hf.launching import launch
+from itra_hf.options import as_words, check_numbers, nearest, read_options
 from itra_hf.tasks import load_task
 from itra_hf.trainer import ITRATrainer
+from itra_hf.version import __version__
 
 HELP = """itra-hf COMMAND [CONFIG.yaml] [--option value ...]
 
@@ -36,7 +37,7 @@ A yaml or json file may stand in for the options; options after it override it:
   itra-hf train --model_name_or_path distilbert/distilbert-base-uncased --train_file train.csv --output_dir out
 
 Several processes take --num_processes N, or --accelerate_config FILE, a file of `accelerate config`.
-`itra-hf COMMAND --help` tells the options of a command."""
+`itra-hf COMMAND --help` tells the options of a command; --debug shows the traceback of an error."""
 
 MORE_OPTIONS = """Several processes:
   --num_processes             Start this many by `accelerate launch`.
@@ -64,9 +65,6 @@ class CompareArguments:
             raise ValueError(f"seeds={self.seeds} must be at least 1; an interval needs 2, and is narrower with more")
 
 
-MAY_BE_INFINITE = ("max_grad_norm", "matching_max_grad_ratio")  # where it means no limit
-
-
 class _Parser(HfArgumentParser):
     """A parser that leaves it to `prepare` to end the command, without the long list of all options."""
 
@@ -90,38 +88,24 @@ def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
     kinds = (TaskArguments, *kinds, ITRAConfig)
     parser = _Parser(kinds)
     parser.set_defaults(output_dir=f"outputs/{command}", logging_steps=0.02)  # fifty times a run, however short
+    known = {name: str(of_kind) for kind in kinds for name, of_kind in get_type_hints(kind).items()}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         values = read_options(argv[0])
-        unknown = set(values) - {option.name for kind in kinds for option in fields(kind)}
+        unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(
-                f"{argv[0]} sets {', '.join(sorted(unknown))}, which is no option that {command} takes from a file"
+                f"{argv[0]} sets {', '.join(unknown)}, which is no option that {command} takes from a file"
+                f"{nearest(unknown[0], known)}"
             )
-        parser.set_defaults(**values)
+        parser.set_defaults(**as_words(argv[0], values, known))
         argv = argv[1:]
-    parsed = tuple(parser.parse_args_into_dataclasses(argv))
+    *parsed, unread = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unread:
+        near = nearest(unread[0].partition("=")[0], [f"--{name}" for name in known])
+        raise ValueError(f"unknown option {unread[0]}{near}; see --help")
     for options in parsed:
-        _check_numbers(options)
-    return parsed
-
-
-def _check_numbers(options: Any) -> None:
-    """Refuse what float() takes for a number, but no run can do with."""
-    for name, value in vars(options).items():
-        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE)):
-            raise ValueError(f"{name}={value} is no number to train with; give a finite one")
-
-
-def read_options(path: str) -> dict[str, Any]:
-    """The options in a yaml or json file; yaml reads a bare `no` as False, which is no strategy."""
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as yaml; mend it: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no options; write one on each line, such as learning_rate: 5e-5")
-    values = {str(name): value for name, value in values.items()}
-    return {name: "no" if name.endswith("_strategy") and value is False else value for name, value in values.items()}
+        check_numbers(options)
+    return tuple(parsed)
 
 
 def options_help(command: str) -> str:
@@ -193,10 +177,16 @@ def _report_module() -> Any:
     return report
 
 
+def env_command(argv: list[str]) -> None:
+    """Print the versions and devices that a bug report needs."""
+    print(environment())
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "compare": compare_command,
     "report": report_command,
+    "env": env_command,
 }
 OPTIONS: dict[str, Any] = {
     "train": {"Model and data": TaskArguments, "Output": TrainArguments, "The matching": MatchingArguments},
@@ -210,6 +200,9 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:<9} {run.__doc__}" for name, run in COMMANDS.items())))
         return
+    if argv[0] == "--version":
+        print(__version__)
+        return
     command, *rest = argv
     if command not in COMMANDS:
         sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
@@ -217,10 +210,26 @@ def main(argv: list[str] | None = None) -> None:
         print(options_help(command))
         return
     launch(argv, "itra_hf.cli")
+    rest, shows_traceback = _without_debug(rest)
     try:
-        COMMANDS[command](rest)
-    except (HeadNotFoundError, SettingsError) as error:
-        sys.exit(f"itra-hf {command}: {error}")
+        try:
+            COMMANDS[command](rest)
+        except (HeadNotFoundError, SettingsError) as error:
+            sys.exit(f"itra-hf {command}: {error}")
+    except SystemExit as ended:
+        if shows_traceback and ended.__context__ is not None:
+            raise ended.__context__ from None
+        raise
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on where it stopped" if command == "compare" else ""
+        print(f"\nitra-hf {command}: interrupted{goes_on}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """The words without the flag --debug, and whether it was there; with a value it is Trainer's option."""
+    flags = [n for n, word in enumerate(argv) if word == "--debug" and (argv[n + 1 : n + 2] or ["--"])[0][:2] == "--"]
+    return [word for n, word in enumerate(argv) if n not in flags], bool(flags)
 
 
 if __name__ == "__main__":

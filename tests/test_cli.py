@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from itra_hf import cli
 from itra_hf.config import MatchingArguments
+from itra_hf.version import __version__
 
 SHORT = ["--max_steps", "4", "--use_cpu", "--disable_tqdm", "True", "--learning_rate", "1e-3"]
 
@@ -185,3 +186,49 @@ def test_no_limit_is_infinite(tmp_path):
     *_, args = cli.parse("train", [*data, "--max_grad_norm", "inf", "--matching_max_grad_ratio", "inf"])
     assert args.max_grad_norm == float("inf")
     assert args.matching_max_grad_ratio is None
+
+
+def test_the_version_and_what_a_bug_report_needs(capsys, tmp_path):
+    cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+    cli.main(["env"])
+    shown = capsys.readouterr().out
+    for name in ("itra_hf", "Python", "torch", "transformers", "accelerate", "GPUs"):
+        assert f"{name} " in shown
+    assert str(os.path.expanduser("~")) not in shown
+
+
+def test_an_unknown_option_gets_the_nearest_known_one(tmp_path):
+    data = ["--model_name_or_path", "x", "--train_file", "y.csv"]
+    for words, message in (
+        ([*data, "--matching_wieght", "1"], r"unknown option --matching_wieght; did you mean --matching_weight\?"),
+        ([*data, "--lerning_rate=1"], r"unknown option --lerning_rate=1; did you mean --learning_rate\?"),
+        ([*data, "y"], "unknown option y; see --help"),
+    ):
+        with pytest.raises(SystemExit, match=f"^itra-hf train: {message}"):
+            cli.main(["train", *words])
+    (tmp_path / "a.yaml").write_text("train_fiel: pets.csv")
+    with pytest.raises(SystemExit, match=r"did you mean train_file\?"):
+        cli.main(["train", str(tmp_path / "a.yaml")])
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    data = ["--model_name_or_path", "x", "--train_file", str(tmp_path / "none.csv")]
+    with pytest.raises(SystemExit, match=r"^itra-hf train: "):
+        cli.main(["train", *data])
+    for words in (["--debug", *data], [*data, "--debug"]):
+        with pytest.raises(FileNotFoundError):
+            cli.main(["train", *words])
+    assert cli._without_debug(["--debug", "underflow_overflow"]) == (["--debug", "underflow_overflow"], False)
+
+
+def test_ctrl_c_in_a_comparison_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    for command, more in (("compare", "; the same command goes on where it stopped"), ("train", "")):
+        monkeypatch.setitem(cli.COMMANDS, command, interrupted)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command])
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == f"\nitra-hf {command}: interrupted{more}\n"

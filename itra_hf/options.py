@@ -1,0 +1,76 @@
+"""The options of the command line, from a yaml or json file or as words: what they may be, and what is near."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+MAY_BE_INFINITE = ("max_grad_norm", "matching_max_grad_ratio")  # where it means no limit
+PATHS = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "resume_from_checkpoint")
+
+
+def read_options(path: str) -> dict[str, Any]:
+    """The options in a yaml or json file; a blank value is left out, for it means the default.
+
+    Relative paths that exist beside the file are meant so. yaml reads a bare `no` as False, which is no strategy.
+
+    Raises:
+        ValueError: with the file, where it cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text) or {}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in utf-8 ({error.reason}); save it so") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read as json; mend it: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be read as yaml; mend it: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no options; write one on each line, such as learning_rate: 5e-5")
+    values = {str(name): value for name, value in values.items() if value is not None}
+    for name in PATHS:
+        if isinstance(values.get(name), str) and (Path(path).parent / values[name]).exists():
+            values[name] = str(Path(path).parent / values[name])
+    return {name: "no" if name.endswith("_strategy") and value is False else value for name, value in values.items()}
+
+
+def as_words(path: str, values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a file as words of a command line, so that they are checked as those are.
+
+    Args:
+        path: of the file, for messages.
+        values: by option.
+        kinds: the type of every option; lists and dicts are taken where it names them.
+
+    Raises:
+        ValueError: with the file and the option, for a list or a dict where there is one value.
+    """
+    words: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = type(value).__name__
+        if isinstance(value, (list, dict)) and kind not in kinds[name].lower():
+            raise ValueError(f"{path} sets {name} to a {kind}; give one value")
+        words[name] = value if isinstance(value, (list, dict)) else str(value)
+    return words
+
+
+def check_numbers(options: Any) -> None:
+    """Refuse what `float` takes for a number, but no run can do with.
+
+    Raises:
+        ValueError: with the option and its value.
+    """
+    for name, value in vars(options).items():
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE)):
+            raise ValueError(f"{name}={value} is no number to train with; give a finite one")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown word; nothing where no known one is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
