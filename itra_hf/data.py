@@ -102,6 +102,7 @@ def read_rows(data: TaskArguments, seed: int) -> Rows:
     columns, label, kind = _columns(splits["train"], data)
     splits = splits.select_columns([*columns, label]).rename_columns({} if label == "labels" else {label: "labels"})
     _check_labels(splits, data, label)
+    _check_inputs(splits, data, columns)
     splits, names = _with_classes(splits)
     train, test = _split(splits, names is not None, data.max_train_samples, seed)
     return Rows(train, test, columns, kind, names)
@@ -147,13 +148,29 @@ def _check_labels(splits: DatasetDict, data: TaskArguments, column: str) -> None
             raise ValueError(
                 f"{missing} of the {len(rows)} {split} rows have no label; take them out, or give each its label"
             )
-        source = data.dataset_name or (data.validation_file if split == "validation" else data.train_file)
         for number, label in enumerate(labels, 1):
             if isinstance(label, float) and not math.isfinite(label):
                 raise ValueError(
-                    f"{source}, row {number}, column {column!r}: the label is {label}; take the row out, or give it a "
-                    "number"
+                    f"{_source(data, split)}, row {number}, column {column!r}: the label is {label}; take the row "
+                    "out, or give it a number"
                 )
+
+
+def _check_inputs(splits: DatasetDict, data: TaskArguments, columns: list[str]) -> None:
+    """Refuse empty cells, which no tokenizer takes."""
+    for split, rows in splits.items():
+        for column in columns:
+            cells = rows.with_format("arrow").select_columns([column])[:].column(column)
+            if cells.null_count:
+                number = cells.is_null().to_pylist().index(True) + 1
+                raise ValueError(
+                    f"{_source(data, split)}, row {number}, column {column!r}: the cell is empty; take the row out, or "
+                    "fill it"
+                )
+
+
+def _source(data: TaskArguments, split: str) -> str | None:
+    return data.dataset_name or (data.validation_file if split == "validation" else data.train_file)
 
 
 def _with_classes(splits: DatasetDict) -> tuple[DatasetDict, list[str] | None]:

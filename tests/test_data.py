@@ -110,3 +110,11 @@ def test_an_infinite_label_in_a_table_is_named(tmp_path):
     path.write_text("text,label\n" + "".join(f"a{row},{'inf' if row == 4 else row + 0.5}\n" for row in range(9)))
     with pytest.raises(ValueError, match=r"train\.csv, row 5, column 'label': the label is inf"):
         read_rows(TaskArguments("model", train_file=str(path)), seed=0)
+
+
+@pytest.mark.parametrize("cell", ["", "NA"])
+def test_an_empty_cell_is_named_with_file_row_and_column(tmp_path, cell):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"{cell if row == 4 else f'a{row}'},{row % 2}\n" for row in range(20)))
+    with pytest.raises(ValueError, match=r"train\.csv, row 5, column 'text': the cell is empty"):
+        read_rows(TaskArguments("model", train_file=str(path)), seed=0)
