@@ -16,7 +16,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_peft_available
 
 from itra_hf.config import MatchingArguments, matching_arguments
-from itra_hf.public import is_local, public_arguments, public_name
+from itra_hf.public import as_text, is_local, public_arguments, public_name
 from itra_hf.scores import last_scores, log_of_saved_model, scores_of
 from itra_hf.version import __version__
 
@@ -86,7 +86,7 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         origin=_origin(data.base_model, network),
         data=_data(trainer, datasets or data.datasets or []),
         classes=_classes(network),
-        metrics={metric: f"{value:.4f}" for metric, value in last_scores(log).items()},
+        metrics={as_text(metric): f"{value:.4f}" for metric, value in last_scores(log).items()},
         usage=_usage(model, network, task, name, data.base_model),
         library="transformers" if model is network else "peft",
         options={field.name: getattr(matching, field.name) for field in fields(MatchingArguments)}
@@ -136,7 +136,7 @@ def _classes(network: nn.Module) -> str:
     names = [str(label) for label in (getattr(config, "id2label", None) or {}).values()]
     if len(names) < 2 or names[0] == "LABEL_0":
         return ""
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return ", ".join(map(as_text, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _task(network: nn.Module) -> str | None:
@@ -162,7 +162,7 @@ def _data(trainer: Trainer, names: list[str]) -> str:
         for rows, purpose in ((trainer.train_dataset, "to train on"), (trainer.eval_dataset, "to evaluate on"))
         if rows is not None and has_length(rows) and not isinstance(rows, dict)
     ]
-    where = ", ".join(names) or "data that has no name"
+    where = ", ".join(map(as_text, names)) or "data that has no name"
     return f"{where} ({', '.join(counts)})" if counts else where
 
 

@@ -36,6 +36,17 @@ def public_arguments(args: TrainingArguments) -> dict[str, Any]:
     return told
 
 
+def as_text(words: object) -> str:
+    r"""Words of others as text that Markdown shows as it is: no heading, picture, link, table cell or markup in it.
+
+    Example:
+        >>> as_text("a\n# b <img src=x>")
+        'a &#35; b &#60;img src=x&#62;'
+    """
+    line = " ".join(str(words).split())
+    return re.sub(r"[\\`*_\[\]<>#|~&!@]|:(?=//)|(?<=www)\.", lambda sign: f"&#{ord(sign[0])};", line)
+
+
 def is_local(name: str) -> bool:
     """Whether a name is a path of this machine, not a name on the Hub."""
     return os.path.exists(name) or re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is None

@@ -1,7 +1,12 @@
 """What others may read of a run."""
 
+import html
+import re
+
+import pytest
+
 from itra_hf import ITRAConfig
-from itra_hf.public import is_local, public_arguments, public_name
+from itra_hf.public import as_text, is_local, public_arguments, public_name
 
 
 def test_the_arguments_that_repeat_a_run_hold_the_schedules_own_and_the_order_of_the_rows():
@@ -21,3 +26,29 @@ def test_a_path_is_no_public_name(tmp_path):
         ("imdb", "imdb", False),
     ):
         assert (public_name(name), is_local(name)) == (told, local)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a\n# pwned",
+        "<img src=http://a.b/c.png>",
+        "[x](http://a.b)",
+        "http://a.b",
+        "www.a.b",
+        "a|b",
+        "**a**",
+        "`a`",
+        "![a](b)",
+    ],
+)
+def test_words_of_others_are_text_in_markdown(words):
+    shown = as_text(words)
+    assert html.unescape(shown) == " ".join(words.split())
+    assert not set(re.sub(r"&#\d+;", "", shown)) & set("\\`*_[]<>#|~&!@\n")
+    assert "://" not in shown
+    assert "www." not in shown
+
+
+def test_words_without_signs_stay_as_they_are():
+    assert as_text("Iris versicolor (2.5 cm), no-name") == "Iris versicolor (2.5 cm), no-name"

@@ -345,3 +345,28 @@ def test_a_report_without_matplotlib_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="the report needs matplotlib; pip install matplotlib jinja2"):
         ITRADiagnosticsCallback(report=True)
+
+
+def test_links_in_the_folder_are_not_followed_for_writing(tmp_path):
+    folder = many_classes(tmp_path / "run", number=3)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "page").write_text("mine")
+    (folder / "report.html").symlink_to(outside / "page")
+    (folder / "features.png").symlink_to(outside / "page")
+    (folder / "report").symlink_to(outside)
+    report.write_report(folder)
+    assert (outside / "page").read_text() == "mine"
+    assert [path.name for path in outside.iterdir()] == ["page"]
+    assert not any((folder / name).is_symlink() for name in ("report.html", "features.png", "report"))
+
+
+def test_no_path_in_a_comparison_leads_outside(tmp_path):
+    for trainer in ("Trainer", "ITRATrainer"):
+        many_classes(tmp_path / "outside" / f"{trainer}-seed-2", number=5)
+    path = comparison(tmp_path / "compared")
+    content = json.loads(path.read_text())
+    for entry in content["runs"]:
+        entry["folder"] = f"../outside/{entry['folder']}"
+    path.write_text(json.dumps(content))
+    assert "after training" not in shown_text(report.write_comparison(path))

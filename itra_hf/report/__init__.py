@@ -19,7 +19,7 @@ except ImportError as error:
 
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures
-from itra_hf.report.drawing import Picture
+from itra_hf.report.drawing import Picture, write_anew
 from itra_hf.report.maps import both_maps, feature_maps, page_legend
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run
@@ -119,11 +119,13 @@ def _write(path: Path, **content: Any) -> Path:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("page.html.jinja")
     defaults: dict[str, Any] = {"warnings": [], "sentence": "", "version": __version__}
-    path.write_text(page.render(defaults | content), encoding="utf-8")
+    write_anew(path, page.render(defaults | content).encode())
     return path
 
 
 def _section(title: str, pictures: Sequence[Picture | None], folder: Path) -> dict[str, Any]:
+    if (folder / "report").is_symlink():
+        (folder / "report").unlink()  # its pictures belong here
     drawn = [picture.save(folder / "report") for picture in pictures if picture is not None]
     return {"title": title, "pictures": drawn, "legend": []}
 

@@ -57,7 +57,7 @@ def difference_picture(content: dict[str, Any]) -> Picture | None:
 
 def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
     """Every pair of runs, and the curves of those runs whose folders are there."""
-    runs = [(entry, _run(folder / entry["folder"])) for entry in content["runs"]]
+    runs = [(entry, _run(folder, entry)) for entry in content["runs"]]
     pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
     return [picture for picture in pictures if picture is not None]
 
@@ -65,7 +65,7 @@ def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
 def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], list[dict[str, Any]]]:
     """The maps after training of the first seed whose runs saved their features, and the legend of the classes."""
     for seed in dict.fromkeys(entry["seed"] for entry in content["runs"]):
-        runs = {entry["trainer"]: _run(folder / entry["folder"]) for entry in content["runs"] if entry["seed"] == seed}
+        runs = {entry["trainer"]: _run(folder, entry) for entry in content["runs"] if entry["seed"] == seed}
         saved = {trainer: run.after for trainer, run in runs.items() if run is not None and run.after is not None}
         if len(saved) == len(TRAINERS):
             pictures = [
@@ -76,9 +76,9 @@ def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], 
     return [], []
 
 
-def _run(folder: Path) -> Run | None:
+def _run(folder: Path, entry: dict[str, Any]) -> Run | None:
     try:
-        return Run(folder)
+        return Run(folder / Path(entry["folder"]).name)  # nothing outside, whatever the file says
     except FileNotFoundError:
         return None
 

@@ -81,10 +81,18 @@ class Picture:
         """Save the light one as a PNG file; gives what the page shows of both."""
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {theme: self.png(theme) for theme in THEMES}
-        (folder / f"{self.name}.png").write_bytes(pictures["light"])
+        write_anew(folder / f"{self.name}.png", pictures["light"])
         encoded = {theme: base64.b64encode(png).decode("ascii") for theme, png in pictures.items()}
         size = {"width": round(self.width * 100), "height": round(self.height * 100)}
         return {"title": self.title, "caption": self.caption, "alt": self.alt, **encoded, **size}
+
+
+def write_anew(path: Path, content: bytes) -> None:
+    """Write a file in the place of what is there; a link is replaced, not followed."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, **style: Any) -> None:
