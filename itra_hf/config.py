@@ -5,6 +5,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from itra_hf.features import hidden_state_index
 from itra_hf.losses import LOSSES, Form
 
 MATCHING_FORMS = ("auto", *LOSSES, "none")
@@ -93,8 +94,8 @@ class MatchingArguments:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
         layer = self.feature_layer
-        is_index = str(layer).removeprefix("-").isdecimal()
-        if not is_index and (not isinstance(layer, str) or not layer.strip(". ") or layer.startswith("-")):
+        is_name = isinstance(layer, str) and layer.strip(". ") != "" and not layer.startswith("-")
+        if hidden_state_index(str(layer)) is None and not is_name:
             raise ValueError(
                 f"feature_layer={self.feature_layer!r} must be 'head', the name of a module such as 'classifier', or "
                 "the index of a hidden state such as -1"

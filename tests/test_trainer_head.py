@@ -489,3 +489,22 @@ def test_a_forward_pass_that_needs_gradients_stops_no_run(tmp_path, caplog, comp
     if not compiled:
         with pytest.raises(RuntimeError, match="does not require grad"):
             tiny.trainer(tmp_path, Inner(), tiny.vectors(), matching="joint", **options).train()
+
+
+class Scores(Embeddings):
+    """The same, but the scores are the outputs of the head."""
+
+    def forward(self, x, labels=None):
+        features = self.body(x)
+        scores = self.head(features)
+        return {"loss": cross_entropy(scores, labels), "embeddings": features, "scores": scores}
+
+
+@pytest.mark.parametrize("num_labels", [None, 6])  # six as the embeddings have
+def test_a_name_settles_which_output_is_meant(tmp_path, num_labels):
+    model = Scores()
+    if num_labels is not None:
+        model.config = SimpleNamespace(num_labels=num_labels)
+    ours, by_hand = matched_at(tmp_path, model, "head", feature_layer=".head")
+    assert ours == by_hand
+    assert len(ours) == 2

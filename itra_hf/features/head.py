@@ -115,10 +115,23 @@ class HeadInput(FeatureReader):
                 f"{type(model).__name__} has several outputs that could be its logits; call them 'logits', set "
                 f"config.num_labels, or name the classifier by feature_layer (it could be {names})"
             )
+        return cls._one_way(model, heads, calls, outputs, mask, patient)
+
+    @classmethod
+    def _one_way(
+        cls,
+        model: nn.Module,
+        heads: Sequence[Self],
+        calls: Sequence[Call],
+        outputs: Any,
+        mask: Tensor | None,
+        patient: bool,
+    ) -> Self:
+        """The first of several ways from one layer to the logits, once a batch has told them apart if it may."""
         if patient and any(head.differs_from(heads[0], calls, outputs, mask) for head in heads[1:]):
             raise AmbiguousHeadError(
-                f"{type(model).__name__} makes its logits of the outputs of {names} in several ways, as far as one "
-                "batch shows"
+                f"{type(model).__name__} makes its logits of the outputs of {listed(model, heads[0].heads)} in several "
+                "ways, as far as one batch shows"
             )
         return heads[0]
 
@@ -181,8 +194,10 @@ class HeadInput(FeatureReader):
             HeadNotFoundError: if the module was not called, or with something else than features of rows.
         """
         module = module_named(model, name)
-        if any(cls.explanations(calls, logits, mask, place) for place, logits in possible_logits(outputs).items()):
-            return cls.only(model, calls, outputs, mask, patient)
+        possible = possible_logits(outputs)
+        ways = [way for place, logits in possible.items() for way in cls.explanations(calls, logits, mask, place)]
+        if ways:
+            return cls._one_way(model, ways, calls, outputs, mask, patient)
         given = calls[-1].given if calls else None
         if given is None or not given.is_floating_point() or given.ndim not in (2, 3, 4):
             what = "no tensor, or was not called with a graph (as within reentrant checkpointing)"

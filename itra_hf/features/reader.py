@@ -15,7 +15,7 @@ class HeadNotFoundError(ValueError):
 
 
 class AmbiguousHeadError(HeadNotFoundError):
-    """The logits of one batch could come from several layers."""
+    """One forward pass does not tell which layer makes the logits; another one may."""
 
 
 class FeatureReader(ABC):

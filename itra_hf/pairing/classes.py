@@ -1,8 +1,8 @@
 """The class of every training row, read from the data set without loading its rows."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import datasets
 import numpy as np
@@ -17,6 +17,8 @@ from itra_hf.labels import label_kind, label_name
 COLUMNS = (Sequence, np.ndarray, Tensor, pandas.Series)
 PROBED = 256  # rows that are collated at most, to see which of several columns the model gets
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Collate = Callable[[list[int]], Any]
 
 
@@ -68,15 +70,15 @@ def _columns(dataset: Any, names: Sequence[str]) -> dict[str, np.ndarray | None]
         return _joined([_columns(part, names) for part in dataset.datasets])
     if isinstance(dataset, TensorDataset):
         integers = [tensor for tensor in dataset.tensors if not (tensor.is_floating_point() or tensor.is_complex())]
-        return {str(n): _flat(partial(_as_it_is, each)) for n, each in enumerate(integers) if _is_one(each[:1])}
+        return {str(number): _flat(each) for number, each in enumerate(integers) if _is_one(each[:1])}
     if isinstance(dataset, datasets.Dataset):
         there = [name for name in names if name in dataset.column_names]
-        return {name: _flat(partial(_arrow_column, dataset, name)) for name in there}
+        return {name: _flat(_arrow_column(dataset, name)) for name in there}
     if isinstance(dataset, list):
         there = [name for name in names if dataset and isinstance(dataset[0], Mapping) and name in dataset[0]]
-        return {name: _flat(partial(_of_rows, dataset, name)) for name in there}
+        return {name: _flat(_of_rows(dataset, name)) for name in there}
     kept = {name: _attribute(dataset, name) for name in ("targets", "labels")}  # as in torchvision
-    return {name: _flat(partial(_as_it_is, values)) for name, values in kept.items() if values is not None}
+    return {name: _flat(values) for name, values in kept.items() if values is not None}
 
 
 def _joined(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray | None]:
@@ -87,6 +89,20 @@ def _joined(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray |
     return joined
 
 
+def _or_none(read: Callable[P, T]) -> Callable[P, T | None]:
+    """None where reading fails, however: rows whose classes cannot be read can still be trained in a random order."""
+
+    @wraps(read)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return read(*args, **kwargs)
+        except Exception:
+            return None
+
+    return guarded
+
+
+@_or_none
 def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     """A column without transform; of lists, pictures and other structures only lists of one entry are read."""
     is_scalar = isinstance(dataset.features[name], (datasets.Value, datasets.ClassLabel))
@@ -100,36 +116,28 @@ def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     return values if values.dtype.kind != "O" else values.tolist()
 
 
+@_or_none
 def _of_rows(rows: list[Mapping[str, Any]], name: str) -> list[Any]:
     return [row.get(name) for row in rows]
 
 
-def _as_it_is(values: Any) -> Any:
-    return values
-
-
+@_or_none
 def _attribute(dataset: Any, name: str) -> Any:
     """Labels that a data set keeps; None where it keeps something else."""
-    try:
-        values = getattr(dataset, name)
-        return values if isinstance(values, COLUMNS) and len(values) == len(dataset) else None
-    except Exception:  # whatever a property does
-        return None
+    values = getattr(dataset, name)
+    return values if isinstance(values, COLUMNS) and len(values) == len(dataset) else None
 
 
-def _flat(read: Callable[[], Any]) -> np.ndarray | None:
-    """One value for each row, `[n]`; None where a row has none or several, or where they cannot be read."""
-    try:
-        values = read()
-        if isinstance(values, (Tensor, pandas.Series)):
-            values = values.numpy(force=True) if isinstance(values, Tensor) else values.to_numpy()
-        if not _is_one(values[0]):
-            return None
-        if isinstance(values[0], str) or values[0] is None:  # else an array has the space of the longest for each
-            return np.fromiter(values, dtype=object, count=len(values))
-        array = np.asarray(values)
-    except Exception:  # of any kind: rows whose labels have no array can still be trained in a random order
+@_or_none
+def _flat(values: Any) -> np.ndarray | None:
+    """One value for each row, `[n]`; None where a row has none or several."""
+    if isinstance(values, (Tensor, pandas.Series)):
+        values = values.numpy(force=True) if isinstance(values, Tensor) else values.to_numpy()
+    if not _is_one(values[0]):
         return None
+    if isinstance(values[0], str) or values[0] is None:  # else an array has the space of the longest for each
+        return np.fromiter(values, dtype=object, count=len(values))
+    array = np.asarray(values)
     return array.reshape(-1) if array.size == len(values) else None
 
 
@@ -163,7 +171,7 @@ def _reaching(known: dict[str, Tensor], labels_of: Collate) -> dict[str, Tensor]
     given = labels_of(rows.tolist())
     if given is None:
         return known
-    labels = _classes(_flat(partial(_as_it_is, given))) if isinstance(given, COLUMNS) else None
+    labels = _classes(_flat(given)) if isinstance(given, COLUMNS) else None
     if labels is None or len(labels) != len(rows):
         return {}
     return {name: classes for name, classes in known.items() if _are_alike(classes[rows], labels)}

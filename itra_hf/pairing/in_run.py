@@ -30,12 +30,6 @@ class Pairing:
     reason: str = ""
     way_out: str = "order the rows as itra_hf.ClassPairedSampler(labels) does"
 
-    def expected(self, rows: int) -> float:
-        """The share of a batch's rows that should be in couples of one class."""
-        if self.sampler is None:
-            return 1.0
-        return self.sampler.share_in_couples * (1 - rows % 2 / rows)
-
 
 WAS_OFF = Pairing(
     reason="the matching was off when the data loader was made",
@@ -166,8 +160,10 @@ class Couples:
         """
         if not self._shares:
             return None
-        share = sum(self._shares) / len(self._shares)
-        if share >= (0.9 if pairing.sampler is None else 0.8 * pairing.expected(self.rows) - 0.1):
+        share, enough = sum(self._shares) / len(self._shares), 0.9
+        if pairing.sampler is not None:
+            enough = 0.8 * pairing.sampler.share_in_couples * (1 - self.rows % 2 / self.rows) - 0.1
+        if share >= enough:
             return None
         reason, way_out = pairing.reason, pairing.way_out
         if pairing.sampler is not None and self.rows % 2 and not self.by_class:

@@ -271,10 +271,12 @@ class Matching:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
     kinds = {f"{part.dtype} of shape {tuple(part.shape)[1:]}" for part in parts}
     if len(kinds) > 1:
         raise HeadNotFoundError(
             f"the micro-batches of a step hold features or labels of several kinds ({', '.join(sorted(kinds))} for a "
             "row); let the collator give one kind, or take matching_scope='micro_batch'"
         )
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return torch.cat(list(parts))
