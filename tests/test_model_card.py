@@ -235,3 +235,13 @@ def test_a_model_outside_transformers_gets_a_card_where_trainer_writes_one(tmp_p
     run.train()
     run.create_model_card()
     assert "Mlp" in (tmp_path / "README.md").read_text() or cls is Trainer
+
+
+def test_words_of_others_are_plain_text_in_the_card(trained, tmp_path):
+    trained.model.config.id2label = {0: "a\n# pwned", 1: "<img src=x>", 2: "[x](http://a.b)"}
+    trained.state.log_history[-2 if "eval_loss" not in trained.state.log_history[-1] else -1]["eval_a|b"] = 0.5
+    trained.create_model_card(dataset="<b>pets</b>")
+    text = (tmp_path / "pets" / "README.md").read_text().split("---\n")[2]
+    assert "Classes: a &#35; pwned, &#60;img src=x&#62;, &#91;x&#93;(http&#58;//a.b)." in text
+    assert "| a&#124;b | 0.5000 |" in text
+    assert "on &#60;b&#62;pets&#60;/b&#62; (48 rows" in text

@@ -2,7 +2,7 @@
 
 from itra_hf.features.head import HeadInput, extract_features, refuse_multiple_choice
 from itra_hf.features.hidden_state import HiddenState
-from itra_hf.features.layers import head_candidates, linear_layers, module_named
+from itra_hf.features.layers import head_candidates, module_named
 from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
 from itra_hf.features.recorder import Call, Recorder
 from itra_hf.features.undisturbed import RandomState, kept_buffers, undisturbed
@@ -24,7 +24,6 @@ __all__ = [
     "head_candidates",
     "hidden_state_index",
     "kept_buffers",
-    "linear_layers",
     "module_named",
     "refuse_multiple_choice",
     "undisturbed",
