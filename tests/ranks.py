@@ -1,6 +1,7 @@
 """Trains scenarios and saves what came out. Run by test_distributed.py, in one process and in two."""
 
 import copy
+import gc
 import json
 import math
 import os
@@ -245,6 +246,7 @@ def metric(folder: Path, world_size: int) -> None:
 CHECKS = {"collectives": collectives, "gather": gather, "metric": metric}
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported, which each run would look through for garbage
     folder, world_size = Path(sys.argv[1]), int(sys.argv[2])
     for name, changes in json.loads(sys.argv[3]).items():
         if name in CHECKS:
