@@ -1,6 +1,5 @@
 """The tasks of the command line: rows made ready for a model, and the model."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, Image
 from sklearn.metrics import f1_score
 from transformers import (
     AutoFeatureExtractor,
@@ -24,13 +24,18 @@ from transformers import (
     TrainingArguments,
 )
 
+from itra_hf.checks import broken_picture
 from itra_hf.data import TaskArguments, read_rows
+from itra_hf.files import reading
+from itra_hf.public import is_local
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "text": (AutoModelForSequenceClassification, AutoTokenizer),
     "image": (AutoModelForImageClassification, AutoImageProcessor),
     "audio": (AutoModelForAudioClassification, AutoFeatureExtractor),
 }
+
+PLACES = ("model_name_or_path", "dataset_name", "train_file", "validation_file")  # a comparison knows their contents
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Task:
         collator: makes a batch of rows.
         new_model: gives a new model; what is random in it comes from torch's global generator.
         model_name, dataset_name: what to call them in the card.
-        source: where the data come from, for a comparison to know them again: the arguments, and digests of files.
+        source: how the rows were made of the data, by argument.
     """
 
     kind: str
@@ -104,7 +109,7 @@ class _Collator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = [row[self.column] for row in rows]
         if self.kind == "image":
-            pictures = [np.atleast_3d(image.convert(self.mode)) for image in inputs]  # grey ones get a channel axis
+            pictures = [np.atleast_3d(_decoded(cell, self.mode)) for cell in inputs]  # grey ones get an axis
             batch = self.processor(pictures, return_tensors="pt")
         else:
             rate = self.processor.sampling_rate
@@ -113,17 +118,42 @@ class _Collator:
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
+def _decoded(cell: dict[str, Any], mode: str) -> Any:
+    try:
+        picture = Image().decode_example(cell)
+        if picture.mode[0] in "IF":  # more than 8 bits, which `convert` would cut off
+            pixels = np.asarray(picture)
+            if picture.mode == "F" or pixels.max() >= 2**16:
+                raise ValueError("of its pixels it is not known which value is white")
+            picture = PIL.Image.fromarray((pixels // 256).astype(np.uint8))
+        return picture.convert(mode)
+    except Exception as error:  # whatever a decoder may raise
+        raise broken_picture(cell, "a row", error) from error
+
+
 def load_task(data: TaskArguments, seed: int) -> Task:
-    """The data as `read_rows` finds them, and a model and processor for them."""
+    """The data as `read_rows` finds them, and a model and processor for them.
+
+    Raises:
+        ValueError: where the data cannot be trained on, as `read_rows` has it, or the model cannot be loaded.
+    """
+    name = data.model_name_or_path
+    if is_local(name) and not Path(name).is_dir():
+        raise ValueError(f"there is no folder {name}; give model_name_or_path a folder, or a name on the Hub")
     train, test, columns, kind, names = read_rows(data, seed)
+    if names is not None and len(names) < 2:
+        raise ValueError(f"all rows have the label {names[0]!r}; a classifier needs two classes")
     auto_model, auto_processor = KINDS[kind]
-    processor = auto_processor.from_pretrained(data.model_name_or_path)
+    with reading(f"a {auto_processor.__name__.removeprefix('Auto')} of {name} for the {kind}s of the data"):
+        processor = auto_processor.from_pretrained(name)
     labels: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if names is not None:
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        labels["problem_type"] = "single_label_classification"  # whatever the model was trained for before
 
     def new_model() -> Any:
-        model = auto_model.from_pretrained(data.model_name_or_path, ignore_mismatched_sizes=True, **labels)
+        with reading(f"the model {name}"):
+            model = auto_model.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
         if kind == "text" and model.config.pad_token_id is None:
             model.config.pad_token_id = processor.pad_token_id
         return model
@@ -137,19 +167,11 @@ def load_task(data: TaskArguments, seed: int) -> Task:
         train, test = (part.map(tokenize, batched=True, remove_columns=columns) for part in (train, test))
         collator: Any = DataCollatorWithPadding(processor)
     else:
-        if kind == "audio":
-            audio = Audio(sampling_rate=processor.sampling_rate)
-            train, test = (part.cast_column(columns[0], audio) for part in (train, test))
+        is_audio = kind == "audio"  # a picture is decoded by the collator, which names a broken one
+        media = Audio(sampling_rate=processor.sampling_rate) if is_audio else Image(decode=False)
+        train, test = (part.cast_column(columns[0], media) for part in (train, test))
         mode = "L" if getattr(new_model().config, "num_channels", 3) == 1 else "RGB"
         collator = _Collator(kind, processor, columns[0], mode, data.max_seconds)
     dataset_name = data.dataset_name or Path(data.train_file or "").stem
-    named = [path for path in (data.train_file, data.validation_file) if path]
-    files = [path for path in named if Path(path).is_file()]  # the others are addresses
-    source = asdict(data) | {path: _digest(path) for path in files}
-    name = data.model_name_or_path
+    source = {option: value for option, value in asdict(data).items() if option not in PLACES}
     return Task(kind, train, test, names, processor, collator, new_model, name, dataset_name, source)
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

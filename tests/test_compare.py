@@ -2,12 +2,18 @@
 
 import copy
 import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import folders
+import numpy as np
 import pytest
 import tiny
-from transformers import Trainer, TrainerCallback, set_seed
+import torch
+from PIL import Image
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, set_seed
 
 from itra_hf import ITRAConfig, ITRATrainer
 from itra_hf import compare as module
@@ -145,16 +151,124 @@ def test_a_run_that_was_cut_off_does_not_go_on_under_other_settings(task, tmp_pa
             compare(task, altered(tmp_path / "out", harmless), [3])
 
 
-def test_other_data_under_the_same_name_are_refused(tmp_path):
-    source = TaskArguments(folders.bert(tmp_path), train_file=folders.pets(tmp_path))
-    here = load_task(source, seed=0)
-    compare(here, config(tmp_path / "here"), [3])
-    shorter = load_task(replace(source, max_length=4), seed=0)
-    with open(source.train_file, "a") as file:
-        file.write("purr meow,cat\n")
-    for other, named in ((shorter, r"max_length \(128 then, 4 now\)"), (load_task(source, seed=0), r"pets\.csv \(")):
-        with pytest.raises(SettingsError, match=named):
-            compare(other, config(tmp_path / "here"), [3])
+def other_weights(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "bert")
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[3, 0] += 1e-3
+    model.save_pretrained(folder / "bert")
+
+
+def other_config(folder):
+    path = folder / "bert" / "config.json"
+    path.write_text(path.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
+
+
+def other_tokens(folder):
+    path = folder / "bert" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"purr"', '"growl"'))
+
+
+def one_text(folder):
+    path = folder / "pets.csv"
+    path.write_text(path.read_text().replace("purr", "meow", 1))
+
+
+TEXT_CHANGES = {
+    other_weights: "content of the model",
+    other_config: "content of the model",
+    other_tokens: "content of the processor",
+    one_text: "content of the (training|evaluation) rows",
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison of texts, with its model and data."""
+    folder = tmp_path_factory.mktemp("compared")
+    task = load_task(TaskArguments(folders.bert(folder), train_file=folders.pets(folder)), seed=0)
+    compare(task, config(folder / "out"), [3])
+    return folder
+
+
+@pytest.mark.parametrize(("change", "named"), TEXT_CHANGES.items())
+def test_other_contents_under_the_same_names_are_refused(compared, tmp_path, monkeypatch, change, named):
+    shutil.copytree(compared, tmp_path / "all")
+    monkeypatch.chdir(tmp_path / "all")
+    source = TaskArguments("./bert", train_file="pets.csv")
+    again = compare(load_task(source, seed=0), config("out"), [3])  # the same content in another place
+    before = json.loads((compared / "out" / "comparison.json").read_text())
+    assert [run["seconds"] for run in again["runs"]] == [run["seconds"] for run in before["runs"]]
+    change(tmp_path / "all")
+    with pytest.raises(SettingsError, match=named):
+        compare(load_task(source, seed=0), config("out"), [3])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_pixels_under_the_same_name_are_refused(tmp_path, split):
+    for name, rows in (("train", 30), ("test", 12)):
+        data = folders.stripes(tmp_path, rows, name)
+    source = TaskArguments(folders.vit(tmp_path), dataset_name=data)
+    compare(load_task(source, seed=0), config(tmp_path / "out", remove_unused_columns=False), [3])
+    path = next(Path(data, split, "none").glob("*.png"))
+    times = path.stat()
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    named = "content of the training rows" if split == "train" else "content of the evaluation rows"
+    with pytest.raises(SettingsError, match=f"settings: {named}"):
+        compare(load_task(source, seed=0), config(tmp_path / "out", remove_unused_columns=False), [3])
+
+
+def test_other_arguments_of_the_data_are_refused(task, tmp_path):
+    compare(task, config(tmp_path / "out"), [3])
+    other = replace(task, source=task.source | {"max_length": 4})
+    with pytest.raises(SettingsError, match=r"max_length \(128 then, 4 now\)"):
+        compare(other, config(tmp_path / "out"), [3])
+
+
+@pytest.mark.parametrize("broken", ["", "{", "{}", "[]", "[1]", "\x00\x00", "[" * 100_000, None])
+def test_settings_that_cannot_be_read_are_named(compared, task, tmp_path, broken):
+    """Also where they are missing, and there are runs."""
+    folder = shutil.copytree(compared / "out", tmp_path / "out")
+    (folder / "settings.json").unlink() if broken is None else (folder / "settings.json").write_text(broken)
+    with pytest.raises(SettingsError, match=r"settings.json cannot be read .*take another --output_dir"):
+        compare(task, config(folder), [3])
+
+
+def test_a_run_that_was_killed_after_its_last_step_does_not_take_one_more(task, tmp_path, monkeypatch):
+    options = {"save_strategy": "steps", "save_steps": 500, "lr_scheduler_type": "constant", "max_steps": 4}
+    whole = compare(task, altered(tmp_path / "whole", options), [3])
+
+    def killed(*given, **options):
+        raise ChildProcessError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Trainer, "evaluate", killed)
+        with pytest.raises(ChildProcessError):
+            compare(task, altered(tmp_path / "cut", options), [3])
+    again = compare(task, altered(tmp_path / "cut", options), [3])
+    assert [run["steps"] for run in again["runs"]] == [4, 4]
+    assert metrics(again) == metrics(whole)
+
+
+@pytest.mark.parametrize(("kind", "line"), [("end", 4), ("metrics", 5)])
+def test_a_run_whose_line_was_cut_off_is_run_anew(task, whole, tmp_path, monkeypatch, kind, line):
+    result, folder = whole
+    shutil.copytree(folder, tmp_path / "cut")
+    lines = (folder / "runs.jsonl").read_text()
+    cut = {
+        "end": lines[:-20],
+        "metrics": lines + lines.splitlines()[0].replace("0.", "9", 1).replace('"seconds": ', '"seconds": "x", "y": '),
+    }[kind]
+    (tmp_path / "cut" / "runs.jsonl").write_text(cut)
+    warnings = []
+    monkeypatch.setattr(module.logger, "warning", warnings.append)
+    again = compare(task, config(tmp_path / "cut"), SEEDS)
+    assert metrics(again) == metrics(result)
+    seconds, before = ([run["seconds"] for run in given["runs"]] for given in (again, result))
+    assert seconds[:3] == before[:3]
+    assert f"runs.jsonl: line {line} cannot be read; its run is run anew" in warnings[0]
 
 
 def test_a_comparison_of_trainer_with_itself_is_refused(task, tmp_path):
