@@ -10,13 +10,13 @@ from typing import Any, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser, set_seed
 
-from itra_hf.compare import RESULT, SettingsError, compare
+from itra_hf.checkpoints import last_whole_checkpoint
+from itra_hf.compare import RESULT, compare
 from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import table
 from itra_hf.environment import environment
-from itra_hf.features import HeadNotFoundError
 from itra_hf.launching import launch
 from itra_hf.options import as_words, check_numbers, nearest, read_options
 from itra_hf.tasks import load_task
@@ -73,14 +73,28 @@ class _Parser(HfArgumentParser):
 
 
 def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
-    """The task and the arguments of a command; what the user has to mend ends it with one line."""
-    try:
-        data, *others, args = parse(command, argv, *kinds)
-        set_seed(args.seed)
-        with args.main_process_first(desc="reading the data"):
-            return load_task(data, args.seed), *others, args
-    except (ValueError, OSError) as error:
-        sys.exit(f"itra-hf {command}: {error}")
+    """The task and the arguments of a command."""
+    data, *others, args = parse(command, argv, *kinds)
+    check_folders(args, _resume_from(args) if command == "train" else None)
+    set_seed(args.seed)
+    with args.main_process_first(desc="reading the data"):
+        return load_task(data, args.seed), *others, args
+
+
+def check_folders(args: ITRAConfig, resume: str | bool | None) -> None:
+    """Refuse, before the data are read, an output folder that is a file, and a checkpoint that is not there.
+
+    Raises:
+        ValueError: with the option.
+    """
+    if Path(str(args.output_dir)).is_file():
+        raise ValueError(f"output_dir={args.output_dir} is a file; give a folder")
+    if resume is True and last_whole_checkpoint(args.output_dir) is None:
+        raise ValueError(
+            f"resume_from_checkpoint=True, and {args.output_dir} holds no whole checkpoint; leave the option out"
+        )
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise ValueError(f"resume_from_checkpoint={resume} is no folder; give a checkpoint's, or True for the newest")
 
 
 def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
@@ -149,7 +163,9 @@ def train_command(argv: list[str]) -> None:
 def _resume_from(args: ITRAConfig) -> str | bool | None:
     """A path, or True for the newest checkpoint; on a command line both are text."""
     given = args.resume_from_checkpoint
-    return given.lower() == "true" or given if isinstance(given, str) else given
+    if isinstance(given, str) and given.lower() in ("true", "false"):
+        return given.lower() == "true" or None
+    return given
 
 
 def compare_command(argv: list[str]) -> None:
@@ -169,11 +185,9 @@ def report_command(argv: list[str]) -> None:
 
 
 def _report_module() -> Any:
-    """The module that draws, or one line that says what it needs."""
-    try:
-        from itra_hf import report
-    except ImportError as error:
-        sys.exit(f"itra-hf: {error}")
+    """The module that draws; it needs matplotlib."""
+    from itra_hf import report
+
     return report
 
 
@@ -209,21 +223,24 @@ def main(argv: list[str] | None = None) -> None:
     if command in OPTIONS and {"-h", "--help"} & set(rest):
         print(options_help(command))
         return
-    launch(argv, "itra_hf.cli")
     rest, shows_traceback = _without_debug(rest)
     try:
-        try:
-            COMMANDS[command](rest)
-        except (HeadNotFoundError, SettingsError) as error:
-            sys.exit(f"itra-hf {command}: {error}")
-    except SystemExit as ended:
-        if shows_traceback and ended.__context__ is not None:
-            raise ended.__context__ from None
-        raise
+        launch(argv, "itra_hf.cli")
+        COMMANDS[command](rest)
+    except (ValueError, OSError, ImportError) as error:  # what a user can mend; the others are faults of ours
+        if shows_traceback:
+            raise
+        sys.exit(f"itra-hf {command}: {_one_line(error)}")
     except KeyboardInterrupt:
         goes_on = "; the same command goes on where it stopped" if command == "compare" else ""
         print(f"\nitra-hf {command}: interrupted{goes_on}", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_line(error: Exception) -> str:
+    """The message; of one from a worker of the data loader, which tells a traceback, the last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[-1 if "Original Traceback" in str(error) else 0 :]).strip()
 
 
 def _without_debug(argv: list[str]) -> tuple[list[str], bool]:

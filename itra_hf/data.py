@@ -1,11 +1,22 @@
 """The data of the command line: a data set of the Hub, a folder or a file, read into a training and a test split."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+
+from itra_hf.checks import (
+    TEXTS,
+    Places,
+    check_classes,
+    check_columns,
+    check_counts,
+    check_folders,
+    check_inputs,
+    check_labels,
+)
+from itra_hf.files import reading
 
 READERS: dict[str, tuple[str, dict[str, str]]] = {
     ".csv": ("csv", {}),
@@ -91,34 +102,42 @@ def read_rows(data: TaskArguments, seed: int) -> Rows:
         seed: of the rows that are drawn or held out.
 
     Raises:
-        ValueError: where a file is of no known kind, the training split or a column is missing, or labels are neither
-            a class nor a number, or missing, NaN or infinite in a row.
+        ValueError: where a file cannot be read, the training split or a column is missing, or a row has an input or a
+            label that cannot be trained on; with file, row and column where it can be.
     """
     splits = _read(data)
     if "train" not in splits:
         raise ValueError(f"no split 'train'; the data have {', '.join(splits)}")
     used = ("train", "validation" if "validation" in splits else "test")
     splits = DatasetDict({name: splits[name] for name in used if name in splits})
+    places = dict.fromkeys(splits, str(data.dataset_name or data.train_file))
+    places |= {"validation": data.validation_file} if data.validation_file else {}
     columns, label, kind = _columns(splits["train"], data)
+    for split, rows in splits.items():
+        check_columns(rows.features, columns, label, places[split])
     splits = splits.select_columns([*columns, label]).rename_columns({} if label == "labels" else {label: "labels"})
-    _check_labels(splits, data, label)
-    _check_inputs(splits, data, columns)
-    splits, names = _with_classes(splits)
-    train, test = _split(splits, names is not None, data.max_train_samples, seed)
+    check_labels(splits, places, label)
+    check_inputs(splits, places, columns)
+    splits, names = _with_classes(splits, places)
+    train, test = _split(splits, names, data.max_train_samples, seed)
     return Rows(train, test, columns, kind, names)
 
 
 def _read(data: TaskArguments) -> DatasetDict:
     """The data set's splits, or the files'."""
     if data.dataset_name:
-        return load_dataset(data.dataset_name, data.dataset_config_name)
+        with reading(data.dataset_name):
+            return load_dataset(data.dataset_name, data.dataset_config_name)
     splits = DatasetDict()
     for split, path in (("train", data.train_file), ("validation", data.validation_file)):
         if path:
             if Path(path).suffix.lower() not in READERS:
                 raise ValueError(f"cannot read {path}; give a file that ends in {', '.join(READERS)}")
+            if Path(path).is_file() and Path(path).stat().st_size == 0:
+                raise ValueError(f"{path} is empty; give a file with rows")
             reader, options = READERS[Path(path).suffix.lower()]
-            splits[split] = load_dataset(reader, data_files=path, split="train", **options)
+            with reading(path):
+                splits[split] = load_dataset(reader, data_files=path, split="train", **options)
     return splits
 
 
@@ -127,57 +146,23 @@ def _columns(train: Dataset, data: TaskArguments) -> tuple[list[str], str, str]:
     there = train.column_names
     label = data.label_column or next((name for name in ("label", "labels") if name in there), "label")
     media = [name for name in there if isinstance(train.features[name], (Image, Audio))]
-    texts = [name for name in there if train.features[name] in (Value("string"), Value("large_string"))]
+    texts = [name for name in there if train.features[name] in TEXTS]
     columns = data.input_column or media[:1] or [name for name in texts if name != label]
-    missing = [name for name in (*columns, label) if name not in there]
-    if missing:
-        raise ValueError(f"no column {missing[0]!r}; the data have {', '.join(there)}")
-    if not columns or (data.input_column is None and len(columns) > 1):
+    if label in there and (not columns or (data.input_column is None and len(columns) > 1)):
         raise ValueError(f"which column holds the inputs? The data have {', '.join(there)}; give --input_column")
-    feature = train.features[columns[0]]
+    feature = train.features.get(columns[0]) if columns else None
     kind = "image" if isinstance(feature, Image) else "audio" if isinstance(feature, Audio) else "text"
     return columns, label, kind
 
 
-def _check_labels(splits: DatasetDict, data: TaskArguments, column: str) -> None:
-    """Refuse rows without a label, and numbers that would turn the weights into NaN."""
-    for split, rows in splits.items():
-        labels = rows["labels"][:]
-        missing = labels.count(None)
-        if missing:
-            raise ValueError(
-                f"{missing} of the {len(rows)} {split} rows have no label; take them out, or give each its label"
-            )
-        for number, label in enumerate(labels, 1):
-            if isinstance(label, float) and not math.isfinite(label):
-                raise ValueError(
-                    f"{_source(data, split)}, row {number}, column {column!r}: the label is {label}; take the row "
-                    "out, or give it a number"
-                )
-
-
-def _check_inputs(splits: DatasetDict, data: TaskArguments, columns: list[str]) -> None:
-    """Refuse empty cells, which no tokenizer takes."""
-    for split, rows in splits.items():
-        for column in columns:
-            cells = rows.with_format("arrow").select_columns([column])[:].column(column)
-            if cells.null_count:
-                number = cells.is_null().to_pylist().index(True) + 1
-                raise ValueError(
-                    f"{_source(data, split)}, row {number}, column {column!r}: the cell is empty; take the row out, or "
-                    "fill it"
-                )
-
-
-def _source(data: TaskArguments, split: str) -> str | None:
-    return data.dataset_name or (data.validation_file if split == "validation" else data.train_file)
-
-
-def _with_classes(splits: DatasetDict) -> tuple[DatasetDict, list[str] | None]:
+def _with_classes(splits: DatasetDict, places: Places) -> tuple[DatasetDict, list[str] | None]:
     """The splits with labels 0, 1, 2, ..., and the names of the classes; None where labels are decimal numbers."""
     feature = splits["train"].features["labels"]
     if isinstance(feature, Value) and feature.dtype.startswith(("float", "double")):
-        return splits.cast_column("labels", Value("float32")), None
+        for split, rows in splits.items():
+            with reading(f"the labels of {places[split]} as numbers"):
+                splits[split] = rows.cast_column("labels", Value("float32"))
+        return splits, None
     if not isinstance(feature, (Value, ClassLabel)):
         raise ValueError(f"the labels are {feature}; the command line takes one class or one decimal number a row")
     if not isinstance(feature, ClassLabel):
@@ -185,17 +170,30 @@ def _with_classes(splits: DatasetDict) -> tuple[DatasetDict, list[str] | None]:
         splits = splits.cast_column("labels", Value("string"))
         texts = splits["train"].unique("labels")  # in the order of the values, which numbers are to be sorted by
         feature = ClassLabel(names=[text for _, text in sorted(zip(values, texts, strict=True))])
+        check_classes(splits, places, feature.names)
         splits = splits.cast_column("labels", feature)
+    elif Path(places["train"]).is_dir():  # where a folder's name may be misspelt
+        check_folders(splits, places, feature.names)
     return splits, feature.names
 
 
-def _split(splits: DatasetDict, classes: bool, rows: int | None, seed: int) -> tuple[Dataset, Dataset]:
+def _split(splits: DatasetDict, names: list[str] | None, rows: int | None, seed: int) -> tuple[Dataset, Dataset]:
     """The rows to train and to evaluate on, every class in its natural share."""
     train, test = splits["train"], splits.get("validation", splits.get("test"))
-    options: dict[str, Any] = {"seed": seed, "stratify_by_column": "labels" if classes else None}
+    options: dict[str, Any] = {"seed": seed, "stratify_by_column": None if names is None else "labels"}
     if test is None:
+        if names is not None:
+            check_counts(train["labels"], names)
         parts = train.train_test_split(test_size=0.2, **options)
         train, test = parts["train"], parts["test"]
     if rows is not None and rows < len(train):
-        train = train.train_test_split(train_size=rows, **options)["train"]
+        train = _some(train, rows, options)
     return train, test
+
+
+def _some(train: Dataset, rows: int, options: dict[str, Any]) -> Dataset:
+    """So many random rows, of each class its share, where so many can have it."""
+    try:
+        return train.train_test_split(train_size=rows, **options)["train"]
+    except ValueError:  # one class has a single row, or is too rare for so few rows, or for the few that are left
+        return train.shuffle(options["seed"]).select(range(rows))

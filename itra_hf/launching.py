@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP")  # of `kill`, Ctrl-C and a terminal that is closed, which Windows has not
+SIGNALS = tuple(number for number in signal.Signals if number.name in NAMES)
 SECONDS = 10  # that a process has to end by itself
 
 
@@ -27,6 +28,8 @@ def launch(argv: Sequence[str], module: str) -> None:
     parser.add_argument("--accelerate_config")
     options, rest = parser.parse_known_args(argv)
     flags = []
+    if options.num_processes is not None and options.num_processes < 1:
+        raise ValueError(f"num_processes={options.num_processes} must be at least 1")
     if options.accelerate_config is not None:
         flags = ["--config_file", options.accelerate_config]
     elif options.num_processes is not None and options.num_processes > 1:

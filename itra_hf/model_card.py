@@ -16,7 +16,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_peft_available
 
 from itra_hf.config import MatchingArguments, matching_arguments
-from itra_hf.public import as_text, is_local, public_arguments, public_name
+from itra_hf.public import as_text, is_folder, is_local, public_arguments, public_name
 from itra_hf.scores import last_scores, log_of_saved_model, scores_of
 from itra_hf.version import __version__
 
@@ -71,9 +71,11 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
     model: Any = trainer.model
     network = model.get_base_model() if is_peft_available() and isinstance(model, peft.PeftModel) else model
     old = ModelCard.load(path, ignore_metadata_errors=True)
-    name = next(iter(re.findall(r"^# (.+)$", old.text, re.MULTILINE)), path.resolve().parent.name)
+    title = next(iter(re.findall(r"^# (.+)$", old.text, re.MULTILINE)), path.resolve().parent.name)
+    name = (trainer.args.hub_model_id or title).rstrip("/").split("/")[-1]
     task = tasks if isinstance(tasks, str) else _task(network)
-    datasets = [public_name(item) for item in ([dataset] if isinstance(dataset, str) else dataset or [])]
+    given = [dataset] if isinstance(dataset, str) else dataset or []
+    datasets = [public_name(item) for item in given if not is_folder(item)]
     log = log_of_saved_model(trainer)
     data = _metadata(old.data, name, task, datasets, last_scores(log))
     matching = matching_arguments(trainer.args)
@@ -82,6 +84,7 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         data,
         str(TEMPLATE),
         name=name,
+        heading=as_text(name),
         model=f"A `{type(network).__name__}` of {sum(part.numel() for part in network.parameters()):,} parameters",
         origin=_origin(data.base_model, network),
         data=_data(trainer, datasets or data.datasets or []),
@@ -89,7 +92,7 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         metrics={as_text(metric): f"{value:.4f}" for metric, value in last_scores(log).items()},
         usage=_usage(model, network, task, name, data.base_model),
         library="transformers" if model is network else "peft",
-        options={field.name: getattr(matching, field.name) for field in fields(MatchingArguments)}
+        options={field.name: as_text(getattr(matching, field.name)) for field in fields(MatchingArguments)}
         | {"matching": _form(matching, form)},
         own_loss=form is None,
         compactness=_compactness(log),
@@ -187,7 +190,7 @@ def _history(log: list[dict[str, Any]]) -> str:
         loss = entry.get("loss", loss)
         if scores := scores_of(entry):
             when = {"step": entry["step"], "epoch": entry.get("epoch", 0.0), "training loss": loss}
-            rows[entry["step"]] = when | {f"evaluation {name}": value for name, value in scores.items()}
+            rows[entry["step"]] = when | {f"evaluation {as_text(name)}": value for name, value in scores.items()}
     columns = [row.keys() for row in rows.values()]
     same = [row for row in rows.values() if row.keys() == columns[0]]
     return make_markdown_table(same).strip() if len(same) > 1 else ""

@@ -32,10 +32,11 @@ def read_options(path: str) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as yaml; mend it: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no options; write one on each line, such as learning_rate: 5e-5")
-    values = {str(name): value for name, value in values.items() if value is not None}
+    values = {str(name): value for name, value in values.items() if value not in (None, "")}
     for name in PATHS:
-        if isinstance(values.get(name), str) and (Path(path).parent / values[name]).exists():
-            values[name] = str(Path(path).parent / values[name])
+        if isinstance(values.get(name), str):
+            beside = Path(path).parent / Path(values[name]).expanduser()
+            values[name] = str(beside) if beside.exists() else values[name]
     return {name: "no" if name.endswith("_strategy") and value is False else value for name, value in values.items()}
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import fields
 from enum import Enum
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import Any
 
 from transformers import TrainingArguments
@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from itra_hf.config import ITRAConfig, MatchingArguments
 
 PUBLIC = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")  # texts and tables that hold no secret
+FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
 PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin_memory")
 
 
@@ -44,6 +45,8 @@ def as_text(words: object) -> str:
         'a &#35; b &#60;img src=x&#62;'
     """
     line = " ".join(str(words).split())
+    if re.fullmatch(r"[\w ()-]*", line):  # a snake_case name is none of these
+        return line
     return re.sub(r"[\\`*_\[\]<>#|~&!@]|:(?=//)|(?<=www)\.", lambda sign: f"&#{ord(sign[0])};", line)
 
 
@@ -53,5 +56,27 @@ def is_local(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """The name of a model or a data set, of a path its last part alone."""
-    return Path(name).stem if os.path.exists(name) or os.path.isabs(name) else name
+    """The name of a model or a data set, of a path its last part alone.
+
+    Example:
+        >>> [public_name(name) for name in ("imdb", "jane/pets", "my pets", "../jane/pets.csv", "/home/jane/pets")]
+        ['imdb', 'jane/pets', 'my pets', 'pets', 'pets']
+    """
+    return PureWindowsPath(name).stem if _is_path(name) else name
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is a folder's, which only its owner should read.
+
+    Example:
+        >>> [is_folder(name) for name in ("imdb", "../jane/pets.csv", "/home/jane/pets")]
+        [False, False, True]
+    """
+    return os.path.isdir(name) or (_is_path(name) and PureWindowsPath(name).suffix.lower() not in FILES)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a path of some machine: by how it begins, its slashes, or what it ends in."""
+    begins = re.match(r"[./~\\]|\w:|file:", name) is not None
+    is_file = PureWindowsPath(name).suffix.lower() in FILES
+    return os.path.exists(name) or begins or is_file or "\\" in name or (name.count("/") > 1 and is_local(name))

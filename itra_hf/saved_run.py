@@ -1,15 +1,18 @@
 """What the diagnostics leave in a run's folder for the report: features before and after, and the settings."""
 
+import io
 import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 from torch import Tensor
 from transformers import Trainer
 
 from itra_hf.config import MatchingArguments, matching_arguments
+from itra_hf.files import reading, write_anew
 from itra_hf.public import public_arguments
 from itra_hf.step import matching_share
 
@@ -50,15 +53,28 @@ class SavedRun:
         id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
         names = np.array([str(id2label.get(label, label)) for label in labels.tolist()])
         arrays = {"features": rows.float().numpy(), "labels": labels.numpy(), "names": names}
-        np.savez_compressed(self.folder / f"{when}.npz", allow_pickle=False, **arrays)
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        write_anew(self.folder / f"{when}.npz", content.getvalue())
 
     def features(self, when: str) -> dict[str, np.ndarray] | None:
-        """What was saved under `"before"` or `"after"`; None where nothing was."""
+        """What was saved under `"before"` or `"after"`; None where nothing was.
+
+        Raises:
+            ValueError: where the file was cut off, or holds other arrays.
+        """
         path = self.folder / f"{when}.npz"
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with reading(path):
+            if not is_zipfile(path):
+                raise ValueError("it is empty, cut off or no npz file")
+            with np.load(path, allow_pickle=False) as arrays:
+                saved = dict(arrays)
+            shapes = [saved[name].shape for name in ("features", "labels", "names")]
+            if len(shapes[0]) != 2 or shapes[1:] != [shapes[0][:1]] * 2 or saved["features"].dtype.kind != "f":
+                raise ValueError(f"features, labels and names are {shapes}, and should be [n, d] numbers, [n] and [n]")
+        return saved
 
     def save_config(self, trainer: Trainer, others: dict[str, Any]) -> None:
         """Save the settings of the run, no path and no token among them; the matching's where features were matched."""
@@ -77,9 +93,12 @@ class SavedRun:
         }  # of an ITRATrainer
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(facts | state | others | {"settings": values}, indent=2, default=str)
-        (self.folder / "config.json").write_text(text, encoding="utf-8")
+        write_anew(self.folder / "config.json", text)
 
     def config(self) -> dict[str, Any]:
         """The settings that were saved; empty where none were."""
         path = self.folder / "config.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        if not path.exists():
+            return {}
+        with reading(path):
+            return dict(json.loads(path.read_text(encoding="utf-8")))

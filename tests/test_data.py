@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_named_with_the_way_out(tmp_path):
     (tmp_path / "lists.jsonl").write_text('{"text": "a", "label": [0, 1]}\n')
     (tmp_path / "pets.txt").touch()
     for file, options, message in (
-        ("pets.csv", {"label_column": "kind"}, "no column 'kind'; the data have text, label"),
+        ("pets.csv", {"label_column": "kind"}, "pets.csv has no column 'kind'; it has text, label"),
         ("two.csv", {}, "which column holds the inputs.* one, two, label; give --input_column"),
         ("lists.jsonl", {}, "one class or one decimal number a row"),
         ("pets.txt", {}, "cannot read .*pets.txt; give a file that ends in .csv, .tsv, .json, .jsonl"),

@@ -56,6 +56,10 @@ def test_a_signal_to_the_command_ends_the_launcher_and_every_rank(tmp_path, numb
             each.kill()
 
 
+def test_a_terminal_that_is_closed_ends_them_too():
+    assert {signal.SIGHUP, signal.SIGINT, signal.SIGTERM} == set(launching.SIGNALS)
+
+
 def test_processes_that_heed_no_signal_are_killed(tmp_path):
     command = [sys.executable, "-c", PARENT, STUBBORN]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603

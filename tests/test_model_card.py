@@ -103,6 +103,22 @@ def test_no_token_user_or_path_gets_into_the_card(trained, tmp_path):
     assert "on secret (48 rows" in card
 
 
+def test_no_name_of_a_folder_gets_into_the_card(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("acme-base", "acme-rows", "acme/rows", "acme-tags", "acme-out"):
+        (tmp_path / name).mkdir(parents=True)
+    trained.args.output_dir, trained.args.hub_model_id = "acme-out", "jane/pets"
+    trained.create_model_card(
+        dataset=["acme-rows", "acme/rows", str(tmp_path / "acme-rows")],
+        finetuned_from="acme-base",
+        dataset_tags="acme-tags",
+    )
+    card = (tmp_path / "acme-out" / "README.md").read_text()
+    assert "acme" not in card
+    assert "# pets\n" in card
+    assert "on data that has no name (48 rows" in card
+
+
 def test_the_arguments_of_the_card_repeat_the_run(trained, tmp_path):
     trained.create_model_card()
     text = (tmp_path / "pets" / "README.md").read_text()
@@ -245,3 +261,26 @@ def test_words_of_others_are_plain_text_in_the_card(trained, tmp_path):
     assert "Classes: a &#35; pwned, &#60;img src=x&#62;, &#91;x&#93;(http&#58;//a.b)." in text
     assert "| a&#124;b | 0.5000 |" in text
     assert "on &#60;b&#62;pets&#60;/b&#62; (48 rows" in text
+    trained.state.log_history += [{"step": step, "eval_loss": 1.0, "eval_f1_<img>": 0.5} for step in (100, 200)]
+    trained.create_model_card()
+    text = (tmp_path / "pets" / "README.md").read_text().split("---\n", 2)[2]
+    assert "f1&#95;&#60;img&#62;" in text
+    assert "<img" not in text
+
+
+def test_a_link_in_the_place_of_the_card_is_not_followed(trained, tmp_path):
+    (tmp_path / "outside.md").write_text("mine")
+    card = tmp_path / "pets" / "README.md"
+    card.unlink(missing_ok=True)
+    card.symlink_to(tmp_path / "outside.md")
+    trained.create_model_card()
+    assert (tmp_path / "outside.md").read_text() == "mine"
+    assert not card.is_symlink()
+
+
+def test_the_title_and_the_options_are_plain_text(trained, tmp_path):
+    trained.args.feature_layer = "x|\n# evil <img src=x>"
+    trained.create_model_card(model_name="<img src=evil>/")
+    text = (tmp_path / "pets" / "README.md").read_text().split("---\n", 2)[2]
+    assert "# &#60;img src=evil&#62;\n" in text
+    assert "<img src=x>" not in text.split("## Reproduce")[0]  # after it comes code

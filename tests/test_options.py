@@ -93,3 +93,10 @@ def test_relative_paths_are_looked_for_beside_the_file_first(tmp_path, monkeypat
 def test_what_is_near_is_offered():
     assert nearest("trian", ["train", "test"]) == "; did you mean train?"
     assert nearest("xyz", ["train"]) == ""
+
+
+def test_an_empty_text_means_the_default_and_a_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "a.yaml").write_text('validation_file: ""\nmodel_name_or_path: ~/bert\n')
+    assert read_options(str(tmp_path / "a.yaml")) == {"model_name_or_path": str(tmp_path / "bert")}

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from itra_hf import ITRAConfig
-from itra_hf.public import as_text, is_local, public_arguments, public_name
+from itra_hf.public import as_text, is_folder, is_local, public_arguments, public_name
 
 
 def test_the_arguments_that_repeat_a_run_hold_the_schedules_own_and_the_order_of_the_rows():
@@ -26,6 +26,16 @@ def test_a_path_is_no_public_name(tmp_path):
         ("imdb", "imdb", False),
     ):
         assert (public_name(name), is_local(name)) == (told, local)
+    for path in (
+        "../jane/rows.csv",
+        "~/rows.csv",
+        r"C:\Users\jane\rows.csv",
+        "file:///home/jane/rows.csv",
+        "jane/rows.csv",
+    ):
+        assert (public_name(path), is_folder(path)) == ("rows", False)
+    for path in (str(folder), "../jane", "~/jane", r"C:\Users\jane", "file:///home/jane", "a/b/c", "./jane"):
+        assert is_folder(path)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ except ImportError as error:
         f"the report needs {error.name}; pip install matplotlib jinja2, or this package with its extra 'report'"
     ) from error
 
+from itra_hf.files import reading, write_anew
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures
-from itra_hf.report.drawing import Picture, write_anew
+from itra_hf.report.drawing import Picture
 from itra_hf.report.maps import both_maps, feature_maps, page_legend
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run
@@ -43,28 +44,33 @@ def write_report(run_dir: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if the folder holds no `trainer_state.json`.
+        ValueError: where a file was cut off, or holds something else than a run leaves; with the file.
     """
     folder = Path(run_dir)
     run = Run(folder)
+    with reading(f"the run in {folder}"):
+        return _write(folder / "report.html", **_run_page(run, folder))
+
+
+def _run_page(run: Run, folder: Path) -> dict[str, Any]:
     collapsed = run.collapsed_at()
     warning = f"The features had collapsed to one point at step {', '.join(map(str, collapsed))}: they are useless."
     maps = feature_maps(run)
     features, saved = both_maps(run), run.before if run.after is None else run.after
     if features is not None:
         features.save(folder)
-    return _write(
-        folder / "report.html",
-        title=f"Run {run.name}",
-        subtitle=_subtitle(run),
-        warnings=([warning] if collapsed else []) + run.hardly_matched(),
-        tables=[_figures(run)] if run.figures() else [],
-        sections=[
+    return {
+        "title": f"Run {run.name}",
+        "subtitle": _subtitle(run),
+        "warnings": ([warning] if collapsed else []) + run.hardly_matched(),
+        "tables": [_figures(run)] if run.figures() else [],
+        "sections": [
             _section("Curves", run_pictures(run), folder),
             _section("Features", maps, folder) | {"legend": page_legend(saved) if saved is not None else []},
             _section("Scatter within classes", class_pictures(run), folder),
         ],
-        settings=run.settings,
-    )
+        "settings": run.settings,
+    }
 
 
 def write_comparison(results: str | Path) -> Path:
@@ -78,38 +84,41 @@ def write_comparison(results: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: where it was cut off, or holds something else than a comparison leaves.
     """
     path = Path(results)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    folder = path.parent
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _write(path.parent / "comparison.html", **_comparison_page(content, path.parent))
+
+
+def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     differences = difference_picture(content)
     if differences is not None:
         differences.save(folder)
     maps, legend = map_pictures(content, folder)
-    return _write(
-        folder / "comparison.html",
-        title="Trainer beside ITRATrainer",
-        subtitle=f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
-        warnings=content.get("warnings", []),
-        sentence=content["sentence"],
-        tables=[_differences(content), _runs(content)],
-        sections=[
+    return {
+        "title": "Trainer beside ITRATrainer",
+        "subtitle": f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
+        "warnings": list(content.get("warnings", [])),
+        "sentence": content["sentence"],
+        "tables": [_differences(content), _runs(content)],
+        "sections": [
             _section("Paired by seed", [differences, *comparison_pictures(content, folder)], folder),
             _section("Features", maps, folder) | {"legend": legend},
         ],
-        settings=content["settings"],
-    )
+        "settings": dict(content["settings"]),
+    }
 
 
 def main(argv: list[str]) -> Path:
     """`itra-hf report FOLDER`: of a run, or of a comparison where the folder holds a `comparison.json`."""
     parser = argparse.ArgumentParser(prog="itra-hf report", description="Write the report of a run or a comparison.")
     parser.add_argument("folder", type=Path, help="the run's output_dir, or that of itra-hf compare")
+    if len(argv) != 1:
+        raise ValueError(f"got {len(argv)} arguments; give one, the folder of a run or of a comparison")
     folder = parser.parse_args(argv).folder
-    try:
-        page = write_comparison(folder / COMPARISON) if (folder / COMPARISON).exists() else write_report(folder)
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    page = write_comparison(folder / COMPARISON) if (folder / COMPARISON).exists() else write_report(folder)
     print(page)
     return page
 
@@ -119,7 +128,7 @@ def _write(path: Path, **content: Any) -> Path:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("page.html.jinja")
     defaults: dict[str, Any] = {"warnings": [], "sentence": "", "version": __version__}
-    write_anew(path, page.render(defaults | content).encode())
+    write_anew(path, page.render(defaults | content))
     return path
 
 

@@ -14,6 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from itra_hf.files import write_anew
+
 WIDTH = 4.6  # inches: a phone shows it at about three quarters of this, a desktop at its size
 DPI = 200
 
@@ -85,14 +87,6 @@ class Picture:
         encoded = {theme: base64.b64encode(png).decode("ascii") for theme, png in pictures.items()}
         size = {"width": round(self.width * 100), "height": round(self.height * 100)}
         return {"title": self.title, "caption": self.caption, "alt": self.alt, **encoded, **size}
-
-
-def write_anew(path: Path, content: bytes) -> None:
-    """Write a file in the place of what is there; a link is replaced, not followed."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, **style: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from itra_hf.checkpoints import STATE, last_whole_checkpoint
+from itra_hf.files import reading
 from itra_hf.saved_run import SavedRun
 
 Series = tuple[list[int], list[float]]  # steps and values
@@ -21,6 +22,7 @@ class Run:
 
     Raises:
         FileNotFoundError: if neither holds one.
+        ValueError: where a file cannot be read, with the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +37,9 @@ class Run:
             )
         saved = SavedRun(folder)
         self.name = folder.resolve().name
-        self.history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        with reading(path):
+            entries = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+            self.history: list[dict[str, Any]] = [{**entry, "step": int(entry["step"])} for entry in entries]
         self.config = saved.config()
         self.before, self.after = (_finite_rows(saved.features(when)) for when in ("before", "after"))
 
@@ -47,7 +51,7 @@ class Run:
     def series(self, name: str) -> Series:
         """The finite values logged under a name, and their steps; of several at one step the last."""
         numbers = (entry for entry in self.history if isinstance(entry.get(name), (int, float)))
-        values = {int(entry["step"]): float(entry[name]) for entry in numbers}
+        values = {entry["step"]: float(entry[name]) for entry in numbers}
         values = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
         return list(values), list(values.values())
 

@@ -82,7 +82,7 @@ def matching_share(trainer: Trainer) -> float:
     """
     planned = trainer.state.max_steps * trainer.get_total_train_batch_size(trainer.args)
     rows = min(len(trainer.train_dataset), planned) if has_length(trainer.train_dataset) else planned
-    return share_for_rows(rows, planned / rows, matching_arguments(trainer.args).matching_full_weight_rows)
+    return share_for_rows(rows, planned / max(rows, 1), matching_arguments(trainer.args).matching_full_weight_rows)
 
 
 def check_setup(trainer: Any, rows: int, training: bool) -> None:
