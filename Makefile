@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE  # else each process would compile it anew
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder  # the tests of a file share what takes long to make
 
 .PHONY: install demo test test-oldest lint format docs figures notebook coverage bench-collapse bench-dropout bench-losses \
-	bench-sampler bench-step evidence evidence-quick
+	bench-sampler bench-step evidence evidence-gpu evidence-quick
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -79,6 +79,11 @@ evidence: install
 	$(BIN)/python benchmarks/evidence/run.py --tune $(EVIDENCE)
 	$(BIN)/python benchmarks/evidence/run.py $(EVIDENCE)
 	$(BIN)/python benchmarks/evidence/run.py --fresh $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/claims.py $(EVIDENCE)
+	$(BIN)/python benchmarks/evidence/summarise.py
+
+evidence-gpu: install
+	$(BIN)/python benchmarks/evidence/run.py --gpu --workers 4 $(EVIDENCE)
 	$(BIN)/python benchmarks/evidence/summarise.py
 
 evidence-quick: install

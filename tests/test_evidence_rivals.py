@@ -1,11 +1,7 @@
 """The rivals and the losses of the evidence against their formulas."""
 
-import math
-from statistics import mean
-
 import pytest
 import torch
-from contrast import contrastive_discrepancy, rescaled_discrepancy
 from methods import one_half_loss
 from networks import SmallCNN, add_dropout
 from rivals import (
@@ -23,8 +19,6 @@ from rivals import (
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-
-from itra_hf import losses
 
 
 @pytest.fixture
@@ -194,38 +188,3 @@ def test_one_half_supervised_is_the_loss_of_the_even_rows():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     even = functional.cross_entropy(logits[[0, 2, 4]], labels[[0, 2, 4]])
     torch.testing.assert_close(one_half_loss({"logits": logits}, labels), even)
-
-
-def test_the_contrast_pushes_different_classes_apart():
-    generator = torch.Generator().manual_seed(1)
-    source, target = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
-    own, other = torch.tensor([0, 0, 1, 2, 2, 4, 1]), torch.tensor([1, 0, 2, 0, 1, 5, 2])
-    z = torch.cat([source, target])
-    bandwidth = mean([(a - b).square().sum().item() for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
-
-    def k(a, b):
-        return mean(math.exp(-(a - b).square().sum().item() / (2.0**q * bandwidth)) for q in range(-2, 3))
-
-    def discrepancy(c, other_c):
-        x, y = source[own == c], target[other == other_c]
-        inside = sum(mean(k(a, b) for a in rows for b in rows) for rows in (x, y))
-        return inside - 2 * mean(k(a, b) for a in x for b in y)
-
-    same = mean(discrepancy(c, c) for c in (0, 1, 2))
-    apart = mean(discrepancy(c, other_c) for c in (0, 1, 2) for other_c in (0, 1, 2) if c != other_c)
-    for contrast in (0.0, 0.5):
-        value = contrastive_discrepancy(source, target, own, other, contrast).item()
-        assert value == pytest.approx(same - contrast * apart, rel=1e-5)
-    assert same == pytest.approx(losses.class_conditional_mmd(source, target, own, other).item(), rel=1e-5)
-
-
-def test_another_kernel_scale_is_that_of_the_bandwidth():
-    torch.manual_seed(0)
-    source, target, labels = torch.randn(8, 5), torch.randn(8, 5) + 1, torch.arange(8) % 3
-    z = torch.cat([source, target])
-    mean_rule = sum((a - b).square().sum() for a in z for b in z).item() / (16 * 15)
-    sides = (source, target, labels, labels)
-    for scale in (0.3, 1.0):
-        expected = losses.class_conditional_mmd(*sides, bandwidth=scale * mean_rule)
-        torch.testing.assert_close(rescaled_discrepancy(*sides, scale), expected)
-    torch.testing.assert_close(rescaled_discrepancy(*sides, 1.0), losses.class_conditional_mmd(*sides))

@@ -1,49 +1,23 @@
-"""Forest plots: gains over Trainer with their 95 % intervals."""
+"""The picture of the evidence: gains over Trainer by kind of task."""
 
-from matplotlib.axes import Axes
+from kinds import gains_by_kind, over_tasks
 from matplotlib.figure import Figure
-from pairs import Comparison
-from plan import MAIN, OTHERS
-from tables import Results, family
-
-UNIT = "gain over Trainer in percentage points of test accuracy, 95 % intervals of paired differences"
-FEW_METHODS = 4  # a task with fewer gets no panel of its own
+from tables import Results
 
 
-def main_forest(results: Results) -> Figure:
-    """ITRA's defaults on every task; in colour what is significant after Holm's correction."""
-    rows = [(task, gain, "C1" if p <= 0.05 else "grey") for (task, _), (gain, p) in family(results, MAIN).items()]
-    figure = Figure(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
+def kinds_forest(results: Results) -> Figure:
+    """A row for each kind: a dot for each task, and the mean over tasks with its interval."""
+    kinds = gains_by_kind(results)
+    figure = Figure(figsize=(7.5, 1.2 + 0.5 * len(kinds)), layout="constrained")
     axis = figure.subplots()
-    draw(axis, rows)
-    axis.set(xlabel=UNIT, title="ITRA's defaults; orange: significant after Holm's correction")
-    return figure
-
-
-def methods_forest(results: Results) -> Figure:
-    """All methods that are compared with Trainer, a panel for each task where they are several; ITRA's in colour."""
-    compared = family(results, MAIN) | family(results, [pair for pair in OTHERS if pair[1] == "trainer"])
-    panels: dict[str, list[tuple[str, Comparison, str]]] = {task: [] for task in results}
-    for (task, method), (gain, _) in compared.items():
-        panels[task].append((method, gain, "C1" if method.startswith("itra") else "C0"))
-    panels = {task: rows for task, rows in panels.items() if len(rows) >= FEW_METHODS}
-    height = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 0.8 + 3.6 * height), layout="constrained")
-    axes = figure.subplots(height, 2, squeeze=False).flat
-    for (task, rows), axis in zip(panels.items(), axes, strict=False):
-        draw(axis, rows)
-        axis.set_title(task)
-    for axis in axes:
-        axis.set_visible(False)
-    figure.supxlabel(UNIT)
-    return figure
-
-
-def draw(axis: Axes, rows: list[tuple[str, Comparison, str]]) -> None:
-    """Each row's name, gain and interval in its colour, the first on top."""
-    for place, (_, gain, colour) in enumerate(rows):
-        axis.plot([gain.low, gain.high], [place, place], color=colour)
-        axis.plot(gain.gain, place, "o", color=colour, markersize=4)
+    for place, tasks in enumerate(kinds.values()):
+        gains = [comparison.gain for comparison in tasks.values()]
+        pair = over_tasks(gains)
+        axis.plot(gains, [place + 0.16] * len(gains), "o", color="C0", alpha=0.6, markersize=4)
+        axis.plot([pair.low, pair.high], [place - 0.12] * 2, color="C1", linewidth=2)
+        axis.plot(pair.gain, place - 0.12, "D", color="C1", markersize=5)
     axis.axvline(0, color="grey", linewidth=0.8)
-    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows])
+    axis.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlim=(-3, 4))
+    axis.set_xlabel("gain over Trainer in points of test accuracy: a dot for each task, mean and 95 % interval")
     axis.invert_yaxis()
+    return figure

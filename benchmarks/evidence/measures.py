@@ -26,6 +26,8 @@ class StepCost(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self._memory = peak_memory()
 
     def on_step_begin(self, *args: object, **kwargs: object) -> None:

@@ -4,21 +4,19 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from rivals import CentreLossTrainer, FloodingTrainer, MixupTrainer, RDropTrainer, SupConTrainer
+from rivals import CentreLossTrainer, FloodingTrainer, ITRAMixupTrainer, MixupTrainer, RDropTrainer, SupConTrainer
 from tasks import Task
 from torch import Tensor
 from torch.nn import functional
 from transformers import Trainer
 
-from itra_hf import ClassPairedSampler, ITRATrainer
+from itra_hf import ITRATrainer
 from itra_hf.config import MatchingArguments
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2, 4e-2), "weight_decay": (0.01, 0.3, 1.0)}  # of the small CNN
 FULL_BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2), "weight_decay": (0.01, 0.3)}  # of it on all data
-RESNET_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "weight_decay": (0.01, 0.3)}
+RESNET_BASELINE = {"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "weight_decay": (0.01, 0.3)}
 VIT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (0.01, 0.3)}
 TEXT_BASELINE = {"learning_rate": (3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}  # of an encoder's last layers
 FULL_TEXT_BASELINE = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "weight_decay": (0.01,)}  # of them on all data
@@ -44,11 +42,20 @@ MORE_RATES = {  # learning rates that were added where the last of the grid was 
     "banking77-all/minilm": (1e-3,),
     "banking77-all/minilm-lora": (1e-3,),
 }
+GPU_BASELINE = {  # by network
+    "resnet18": {"learning_rate": (2e-2, 5e-2, 1e-1), "weight_decay": (5e-4,)},
+    "minilm-bf16": {"learning_rate": (1e-4, 3e-4, 1e-3), "weight_decay": (0.01,)},
+}
+# The rivals' knobs on tasks for a GPU, where the learning rate alone is tuned: usual values.
+USUAL = {
+    "label_smoothing": {"label_smoothing_factor": 0.1},
+    "mixup": {"strength": 0.2},
+    "centre_loss": {"strength": 0.01},
+    "dropout": {"dropout": 0.3},
+}
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
-# rows alone, the excess odds at which the cap is fully open, the weight of a contrast between different classes, the
-# processes that share each batch, whether couples of one class are spread over the epoch, the kernel's bandwidth over
-# that of the mean rule.
-OWN_OPTIONS = ("dropout", "strength", "one_half", "fully_open_at", "contrast", "ranks", "spread", "kernel_scale")
+# rows alone, the processes that share each batch.
+OWN_OPTIONS = ("dropout", "strength", "one_half", "ranks")
 
 
 @dataclass(frozen=True)
@@ -92,17 +99,13 @@ METHODS = {
     "flooding": Method(FloodingTrainer, {}, "strength", (0.02, 0.05, 0.1, 0.2)),
     "itra+label_smoothing": Method(ITRATrainer, like=("label_smoothing",)),
     "itra+dropout": Method(ITRATrainer, like=("dropout",)),
+    "itra+mixup": Method(ITRAMixupTrainer, like=("mixup",)),
 }
 
 
 def one_half_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """The task loss of rows 0, 2, 4, ..., one mini-batch of the pair."""
     return functional.cross_entropy(outputs["logits"][0::2], labels[0::2])
-
-
-def plain_order(sampler: ClassPairedSampler, generator: torch.Generator) -> np.ndarray:
-    """The couples of a class-paired epoch in a plain random order, in place of the order that spreads each class."""
-    return torch.randperm(int(sampler._couples.sum()), generator=generator).numpy()
 
 
 def find_method(name: str) -> tuple[Method, dict[str, Any]]:
@@ -134,14 +137,15 @@ def settings(task: Task, name: str, tuned: dict[str, dict[str, float]], override
     method, own = find_method(name)
     result = {**task.arguments(), **method.options, **tuned.get("trainer", {})}
     names = (*method.like, name.partition(":")[0])
+    chosen = USUAL if task.for_gpu else tuned
     for other in names:
-        result |= tuned.get(other, {})
+        result |= chosen.get(other, {})
     if name == "half_batch":
         result["per_device_train_batch_size"] //= 2
     result |= own | overrides
     if missing := [other for other in names if METHODS[other].knob and METHODS[other].knob not in result]:
         raise ValueError(f"{', '.join(missing)} has no value yet for {task.name}; run it with --tune first")
-    if method.trainer is ITRATrainer:
+    if issubclass(method.trainer, ITRATrainer):
         fields = asdict(MatchingArguments())
         result = fields | result
     return dict(sorted(result.items()))

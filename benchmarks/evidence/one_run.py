@@ -3,20 +3,17 @@
 import json
 import tempfile
 import warnings
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from contrast import contrastive_discrepancy, rescaled_discrepancy
 from measures import StepCost, machine, measure
-from methods import OWN_OPTIONS, find_method, one_half_loss, plain_order
+from methods import OWN_OPTIONS, find_method, one_half_loss
 from networks import add_dropout
 from tasks import Task
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf import ClassPairedSampler, ITRAConfig
-from itra_hf.step import guards
+from itra_hf import ITRAConfig
 
 
 class Run(NamedTuple):
@@ -35,10 +32,7 @@ class Run(NamedTuple):
 
 def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     """Train and measure; the seed decides the training rows, the initial weights and the order."""
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore")
+    quiet()
     task = Task(run.task)
     data = task.load(folders)
     train, measured = task.draw(data, run.seed, run.split == "validation")
@@ -49,20 +43,27 @@ def execute(run: Run, folders: dict[str, str]) -> dict[str, Any]:
     model = task.build(data)
     if "dropout" in own:
         add_dropout(model, own["dropout"])
-    change_package(own)
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(folder, run.seed, options)
         cost = StepCost()
         trainer = find_method(run.method)[0].trainer(
-            model, args, data_collator=data.collator, train_dataset=train, callbacks=[cost], **trainer_options(own)
+            model, args, data.augment or data.collator, train, callbacks=[cost], **trainer_options(own)
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        costs = cost.measured()
+        costs, trainer.data_collator = cost.measured(), data.collator
         scores = measure(trainer, measured)
         fit = measure(trainer, train[:: -(-len(train) // 1000)])  # at most 1,000 rows, of all classes
     fitted = {"train_accuracy": fit["accuracy"], "train_loss": fit["loss"]}
     return {**run._asdict(), "machine": machine(), **scores, **costs, **fitted}
+
+
+def quiet() -> None:
+    """One thread, and nothing said but results."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
 
 
 def arguments(folder: str, seed: int, options: dict[str, Any]) -> ITRAConfig:
@@ -85,20 +86,9 @@ def arguments(folder: str, seed: int, options: dict[str, Any]) -> ITRAConfig:
     )
 
 
-def change_package(own: dict[str, Any]) -> None:
-    """Put into the package what only the benchmark varies, for the rest of this process, which has one run."""
-    guards.LEARNED = own.get("fully_open_at", guards.LEARNED)
-    if not own.get("spread", True):
-        ClassPairedSampler._order_of_couples = plain_order
-
-
 def trainer_options(own: dict[str, Any]) -> dict[str, Any]:
     """What a run's own options give the trainer."""
     options = {"strength": own["strength"]} if "strength" in own else {}
     if own.get("one_half"):
         options["compute_loss_func"] = one_half_loss
-    if "contrast" in own:
-        options["matching_loss"] = partial(contrastive_discrepancy, contrast=own["contrast"])
-    if "kernel_scale" in own:
-        options["matching_loss"] = partial(rescaled_discrepancy, scale=own["kernel_scale"])
     return options

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer
 
+from itra_hf import ITRATrainer
 from itra_hf.features import HeadInput
 
 
@@ -119,7 +120,7 @@ class MixupTrainer(Rival):
     def training_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         labels = inputs.pop("labels")
         order = torch.randperm(len(labels), device=labels.device)
-        share = torch.distributions.Beta(self.strength, self.strength).sample().to(labels.device)
+        share = self.share().to(labels.device)
 
         def mix(rows: Tensor) -> Tensor:
             return share * rows + (1 - share) * rows[order]
@@ -131,6 +132,17 @@ class MixupTrainer(Rival):
             outputs = model(**inputs)
             handle.remove()
         return mixed_loss(outputs["logits"].float(), labels, order, share), outputs
+
+    def share(self) -> Tensor:
+        return torch.distributions.Beta(self.strength, self.strength).sample()
+
+
+class ITRAMixupTrainer(ITRATrainer, MixupTrainer):
+    """Mixup, whose mixed rows are matched by the class that has the larger share of them."""
+
+    def share(self) -> Tensor:
+        share = super().share()
+        return torch.maximum(share, 1 - share)
 
 
 class FloodingTrainer(Rival):

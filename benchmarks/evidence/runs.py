@@ -42,17 +42,23 @@ def run_all(runs: Iterable[Run], results: Path, folders: dict[str, str], workers
     missing = [run for run in runs if run.key not in done]
     if missing:
         torch.set_num_threads(1)
-        for task in {run.task for run in missing}:
-            Task(task).load(folders)  # once, for all processes to share
         results.parent.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        with context.Pool(workers, maxtasksperchild=1) as pool, results.open("a") as file:
+        with processes({run.task for run in missing}, folders, workers) as pool, results.open("a") as file:
             rows = pool.imap_unordered(_execute, [(run, folders) for run in missing])
             for row in tqdm(rows, total=len(runs), initial=len(runs) - len(missing), smoothing=0, unit="run"):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 done[Run(*(row[name] for name in Run._fields)).key] = row
     return [done[run.key] for run in runs]
+
+
+def processes(tasks: set[str], folders: dict[str, str], workers: int) -> Any:
+    """Processes that share the loaded data, one for each run; a GPU does not survive a fork, so there they go on."""
+    if torch.cuda.is_available() or sys.platform != "linux":
+        return multiprocessing.get_context("spawn").Pool(workers)
+    for task in tasks:
+        Task(task).load(folders)
+    return multiprocessing.get_context("fork").Pool(workers, maxtasksperchild=1)
 
 
 def read_tuned() -> dict[str, dict[str, dict[str, float]]]:

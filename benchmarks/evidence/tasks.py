@@ -5,8 +5,6 @@ banking77-5shot/minilm  5 labelled rows of each class
 sst2-all/minilm-lora    every labelled row there is
 """
 
-import csv
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,26 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from networks import ENCODERS, build_network, collate_states, frozen_states, load_tokenizer
+from on_device import DeviceImages
+from readers import READERS, read
 from sklearn.datasets import load_digits
 from transformers import DataCollatorWithPadding, default_data_collator
 
 Row = dict[str, Any]
+Collator = Callable[[list[Row]], dict[str, Any]]
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
-IDX = ("fashion_mnist", "mnist", "kmnist")
-FILES = (*IDX, "banking77", "sst2")  # data sets that can also be read from a folder
-HUB = {  # name on the Hub, its column of inputs, its column of classes, its test split
-    "mnist": ("ylecun/mnist", "image", "label", "test"),
-    "fashion_mnist": ("zalando-datasets/fashion_mnist", "image", "label", "test"),
-    "kmnist": ("tanganke/kmnist", "image", "label", "test"),
-    "cifar10": ("uoft-cs/cifar10", "img", "label", "test"),
-    "cifar100": ("uoft-cs/cifar100", "img", "fine_label", "test"),
-    "stl10": ("tanganke/stl10", "image", "label", "test"),
-    "banking77": ("legacy-datasets/banking77", "text", "label", "test"),
-    "sst2": ("SetFit/sst2", "text", "label", "test"),  # whole sentences; GLUE's are phrases, and its test has no labels
-}
+FILES = tuple(READERS)  # data sets that can be read from a folder
 TEXTS = ("banking77", "sst2")
 MAX_TOKENS = 32
 VALIDATION_ROWS = 2000  # at most, and a tenth of the data where all of it is trained on
@@ -42,12 +31,21 @@ VALIDATION_ROWS = 2000  # at most, and a tenth of the data where all of it is tr
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled rows, as the model takes them; tuning never sees `test`."""
+    """Labelled rows, as the model takes them; tuning never sees `test`.
+
+    Args:
+        collator: makes a batch of rows.
+        augment: the same for training, where images are changed at random.
+        channels, side: of images.
+    """
 
     pool: list[Row]
     test: list[Row]
     classes: int
-    collator: Callable[[list[Row]], dict[str, Any]]
+    collator: Collator
+    augment: Collator | None = None
+    channels: int = 1
+    side: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,27 @@ class Task:
     def is_text(self) -> bool:
         return self.data in TEXTS
 
+    @property
+    def for_gpu(self) -> bool:
+        return self.network in ("resnet18", "minilm-bf16")
+
     def load(self, folders: dict[str, str]) -> Data:
+        if self.network == "resnet18":
+            return load_on_device(self.data, folders.get(self.data))
         encoder = ENCODERS[self.network.split("-")[0]] if self.is_text else None
         return load_data(self.data, folders.get(self.data), encoder, self.network.endswith("-last2"))
 
     def build(self, data: Data) -> torch.nn.Module:
-        return build_network(self.network, data.classes, data.pool[0])
+        return build_network(self.network, data.classes, data.channels, data.side)
 
     def arguments(self) -> dict[str, Any]:
         """The TrainingArguments of every method: rows per step and steps; learning rate and decay are tuned."""
+        if self.network == "resnet18":
+            epochs, rows = {"5000": (30, 64), "all": (15, 128)}.get(self.size, (60, 64))
+            options = {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=True", "lr_scheduler_type": "cosine"}
+            return {"num_train_epochs": epochs, "per_device_train_batch_size": rows, "bf16": True, **options}
+        if self.network == "minilm-bf16":
+            return {**Task(self.name.removesuffix("-bf16")).arguments(), "bf16": True}
         if self.is_text:
             # all: five epochs of BANKING77, three and a half of SST-2's 6,920 sentences
             steps = {"5shot": 120, "10shot": 180, "200": 100, "1000": 160}.get(self.size, 780)
@@ -103,35 +113,48 @@ class Task:
 
 
 @lru_cache
+def load_on_device(name: str, folder: str | None) -> Data:
+    """Images on the device; a row holds where its image is."""
+    (images, labels), (test_images, test_labels) = (read(name, folder, split) for split in ("train", "test"))
+    pictures = DeviceImages(np.concatenate([images, test_images]))
+    rows = [{"index": i, "labels": int(label)} for i, label in enumerate([*labels, *test_labels])]
+    pool, test = rows[: len(labels)], rows[len(labels) :]
+    return Data(pool, test, 1 + int(max(labels)), pictures.collate, pictures.augment, 3, images.shape[1])
+
+
+@lru_cache
 def load_data(name: str, folder: str | None, encoder: str | None, frozen: bool = False) -> Data:
     """A data set from scikit-learn, from a folder, or from the Hub.
 
     Args:
-        name: one of `digits` and the keys of `HUB`.
+        name: `digits`, or one that `readers.py` knows.
         folder: where its files are, if not on the Hub.
         encoder: of a data set of texts.
         frozen: rows of texts hold the hidden states of the encoder's frozen layers.
     """
-    if name == "fashion_mnist" and folder is None and Path(FASHION_MNIST).exists():
-        folder = FASHION_MNIST
+    if encoder is not None:
+        return load_texts(name, folder, encoder, frozen)
     if name == "digits":
         bunch = load_digits()
         order = np.random.default_rng(0).permutation(len(bunch.target))
         images, labels = bunch.images[order] / 16, bunch.target[order]
         splits = [(images[:1000], labels[:1000]), (images[1000:], labels[1000:])]
-    elif folder is not None:
-        read = read_idx if name in IDX else read_banking77 if name == "banking77" else read_sst2
-        splits = [read(Path(folder), split) for split in ("train", "test")]
-    elif name in HUB:
-        splits = read_hub(*HUB[name])
     else:
-        raise ValueError(f"no data set {name!r}; there are digits, {', '.join(HUB)}")
-    pool, test = (text_rows(*split, encoder) if encoder else image_rows(*split) for split in splits)
-    collator = DataCollatorWithPadding(load_tokenizer(encoder)) if encoder else default_data_collator
-    if encoder and frozen:
+        if name == "fashion_mnist" and folder is None and Path(FASHION_MNIST).exists():
+            folder = FASHION_MNIST
+        splits = [read(name, folder, split) for split in ("train", "test")]
+        splits = [(np.asarray(images, dtype=np.float32) / 255, labels) for images, labels in splits]
+    pool, test = (image_rows(*split) for split in splits)
+    channels, _, side = pool[0]["pixel_values"].shape
+    return Data(pool, test, 1 + max(row["labels"] for row in pool), default_data_collator, None, channels, side)
+
+
+def load_texts(name: str, folder: str | None, encoder: str, frozen: bool) -> Data:
+    pool, test = (text_rows(*read(name, folder, split), encoder) for split in ("train", "test"))
+    collator: Collator = DataCollatorWithPadding(load_tokenizer(encoder))
+    if frozen:
         pool, test, collator = frozen_states(encoder, pool), frozen_states(encoder, test), collate_states
-    if encoder:
-        test.sort(key=lambda row: len(row["inputs_embeds" if frozen else "input_ids"]))  # little to pad
+    test.sort(key=lambda row: len(row["inputs_embeds" if frozen else "input_ids"]))  # little to pad
     return Data(pool, test, 1 + max(row["labels"] for row in pool), collator)
 
 
@@ -148,40 +171,3 @@ def text_rows(texts: list[str], labels: Any, encoder: str) -> list[Row]:
     columns = [encoded[name] for name in names]
     rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     return [{**row, "labels": int(label)} for row, label in zip(rows, labels, strict=True)]
-
-
-def read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images from 0 to 1 and labels of a data set in MNIST's files, gzipped or not."""
-    parts = []
-    for kind, header in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8)):
-        path = next(folder.glob(f"{'t10k' if split == 'test' else split}-{kind}*"))
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        parts.append(np.frombuffer(content, np.uint8, offset=header))
-    return parts[0].reshape(len(parts[1]), 28, 28).astype(np.float32) / 255, parts[1]
-
-
-def read_banking77(folder: Path, split: str) -> tuple[list[str], list[int]]:
-    """`train.csv` and `test.csv` with the columns text and category."""
-    with (folder / f"{split}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = sorted({row["category"] for row in rows})
-    return [row["text"] for row in rows], [names.index(row["category"]) for row in rows]
-
-
-def read_sst2(folder: Path, split: str) -> tuple[list[str], list[int]]:
-    """`train.tsv` and `test.tsv`, a sentence, a tab and 0 or 1 on each line."""
-    lines = (folder / f"{split}.tsv").read_text().splitlines()
-    pairs = [line.rsplit("\t", 1) for line in lines]
-    return [text for text, _ in pairs], [int(label) for _, label in pairs]
-
-
-def read_hub(name: str, inputs: str, classes: str, test: str) -> list[tuple[Any, list[int]]]:
-    """The training and the test split of a data set on the Hub."""
-    splits = []
-    for split in ("train", test):
-        rows = load_dataset(name, split=split)
-        values = rows[inputs][:]
-        if not isinstance(values[0], str):
-            values = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in values])
-        splits.append((values, rows[classes][:]))
-    return splits

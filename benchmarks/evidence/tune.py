@@ -11,6 +11,7 @@ from methods import (
     BASELINE,
     FULL_BASELINE,
     FULL_TEXT_BASELINE,
+    GPU_BASELINE,
     LORA_BASELINE,
     LOW_TEXT_BASELINE,
     METHODS,
@@ -49,12 +50,14 @@ def grid_of(task: str, method: str) -> list[dict[str, Any]]:
 
 def _baseline(task: str) -> list[dict[str, Any]]:
     network, all_rows = Task(task).network, Task(task).size == "all"
-    if network.endswith("-lora"):
+    if Task(task).for_gpu:
+        grid = GPU_BASELINE[network]
+    elif network.endswith("-lora"):
         grid = LORA_BASELINE
     elif Task(task).is_text and network.endswith("-last2"):
         grid = FULL_TEXT_BASELINE if all_rows else TEXT_BASELINE
     elif Task(task).is_text:
-        grid = LOW_TEXT_BASELINE if all_rows or network == "bert_base" else WHOLE_TEXT_BASELINE
+        grid = LOW_TEXT_BASELINE if all_rows else WHOLE_TEXT_BASELINE
     elif network == "cnn":
         grid = FULL_BASELINE if all_rows else BASELINE
     else:
