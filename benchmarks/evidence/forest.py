@@ -18,6 +18,6 @@ def kinds_forest(results: Results) -> Figure:
         axis.plot(pair.gain, place - 0.12, "D", color="C1", markersize=5)
     axis.axvline(0, color="grey", linewidth=0.8)
     axis.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlim=(-3, 4))
-    axis.set_xlabel("gain over Trainer in points of test accuracy: a dot for each task, mean and 95 % interval")
+    axis.set_xlabel("gain over Trainer, points of test accuracy (dots: tasks; bars: mean, 95 %)")
     axis.invert_yaxis()
     return figure
