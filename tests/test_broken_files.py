@@ -256,7 +256,7 @@ def test_a_picture_that_breaks_off_is_named_when_it_is_met(models, tmp_path, wor
         path.write_bytes(path.read_bytes()[:-900])
     given = ["--model_name_or_path", models / "vit", "--dataset_name", folder, *SHORT]
     said = one_line("train", *given, "--dataloader_num_workers", workers, "--output_dir", tmp_path / "out")
-    assert re.fullmatch(r".*/\d+\.jpg is a broken picture \(image file is truncated.*", said)
+    assert re.fullmatch(rf"itra-hf train: {folder}/\w+/\d+\.jpg is a broken picture \(image file is truncated.*", said)
 
 
 def test_so_many_pictures_are_looked_at_and_no_more(tmp_path, monkeypatch):

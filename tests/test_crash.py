@@ -166,6 +166,8 @@ def test_an_adapter_that_is_missing_is_named(tmp_path, name):
     model.add_adapter("other", LoraConfig(task_type=TaskType.SEQ_CLS, r=3, target_modules=["value"]))
     tiny.trainer(tmp_path, model, tiny.texts(), max_steps=1, save_strategy="steps", save_steps=1).train()
     assert fault_of(tmp_path / "checkpoint-1") is None
+    cut(tmp_path / "checkpoint-1" / name)
+    assert fault_of(tmp_path / "checkpoint-1").startswith(f"{name} has ")
     (tmp_path / "checkpoint-1" / name).unlink()
     assert fault_of(tmp_path / "checkpoint-1") == f"{name} is missing"
 

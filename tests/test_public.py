@@ -34,7 +34,17 @@ def test_a_path_is_no_public_name(tmp_path):
         "jane/rows.csv",
     ):
         assert (public_name(path), is_folder(path)) == ("rows", False)
-    for path in (str(folder), "../jane", "~/jane", r"C:\Users\jane", "file:///home/jane", "a/b/c", "./jane"):
+    (tmp_path / "rows.parquet").mkdir()
+    for path in (
+        str(folder),
+        str(tmp_path / "rows.parquet"),
+        "../jane",
+        "~/jane",
+        r"C:\Users\jane",
+        "file:///home/jane",
+        "a/b/c",
+        "./jane",
+    ):
         assert is_folder(path)
 
 
