@@ -18,7 +18,7 @@ OWN = ("model", "pytorch_model", "adapter_model", "optimizer", "scheduler", "sca
 def last_whole_checkpoint(output_dir: str | None) -> str | None:
     """The newest checkpoint of a run of which no file is missing, empty or cut off; None without one.
 
-    Those that are passed over, such as what a crash in the middle of saving has left, are named in a warning.
+    A warning names each checkpoint that is passed over, such as one that a crash interrupted.
 
     Args:
         output_dir: the run's, with its folders `checkpoint-<step>`.
@@ -48,8 +48,8 @@ def last_whole_checkpoint(output_dir: str | None) -> str | None:
 def fault_of(checkpoint: Path) -> str | None:
     """The first fault of a checkpoint, such as "optimizer.pt is missing"; None where it is whole.
 
-    The state of an `ITRATrainer` lists the checkpoint's files and their sizes. That of a Trainer does not. There the
-    files of weights and states are looked at that are there.
+    The state of an `ITRATrainer` lists the checkpoint's files and their sizes. Trainer's state lists nothing; then each
+    file of weights or states is checked for its end.
     """
     try:
         state = dict(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))

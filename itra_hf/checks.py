@@ -70,9 +70,10 @@ def check_classes(splits: Mapping[str, Dataset], places: Places, names: list[str
     Raises:
         ValueError: with file, row and label.
     """
+    known = set(names)
     for split, rows in splits.items():
         for number, label in enumerate(rows["labels"][:], 1):
-            if label not in names:
+            if label not in known:
                 raise ValueError(
                     f"{places[split]}, row {number}: the label {label!r} is none of the training rows' labels, which "
                     f"are {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; mend it, or take the row out"

@@ -2,9 +2,8 @@
 
 import logging
 import sys
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -17,34 +16,12 @@ from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import table
 from itra_hf.environment import environment
+from itra_hf.help_texts import HELP, options_help
 from itra_hf.launching import launch
 from itra_hf.options import as_words, check_numbers, nearest, read_options
 from itra_hf.tasks import load_task
 from itra_hf.trainer import ITRATrainer
 from itra_hf.version import __version__
-
-HELP = """itra-hf COMMAND [CONFIG.yaml] [--option value ...]
-
-In-Training Representation Alignment for the Hugging Face Trainer.
-
-Commands:
-{commands}
-
-A yaml or json file may stand in for the options; options after it override it:
-
-  itra-hf train config.yaml --matching_weight 0.5
-  itra-hf compare config.yaml --seeds 5
-  itra-hf train --model_name_or_path distilbert/distilbert-base-uncased --train_file train.csv --output_dir out
-
-Several processes take --num_processes N, or --accelerate_config FILE, a file of `accelerate config`.
-`itra-hf COMMAND --help` tells the options of a command; --debug shows the traceback of an error."""
-
-MORE_OPTIONS = """Several processes:
-  --num_processes             Start this many by `accelerate launch`.
-  --accelerate_config         Start as this file of `accelerate config` says.
-
-Every option of transformers.TrainingArguments works too, such as --output_dir, --num_train_epochs, --learning_rate,
---per_device_train_batch_size, --seed, --report_to or --push_to_hub. A run logs fifty times (--logging_steps 0.02)."""
 
 
 @dataclass
@@ -120,18 +97,6 @@ def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
     for options in parsed:
         check_numbers(options)
     return tuple(parsed)
-
-
-def options_help(command: str) -> str:
-    """The options of this package; those of TrainingArguments are too many, and documented elsewhere."""
-    lines = [f"itra-hf {command} [CONFIG.yaml] [--option value ...]", "", str(COMMANDS[command].__doc__)]
-    for title, kind in OPTIONS[command].items():
-        lines += ["", f"{title}:"]
-        for option in fields(kind):
-            default = "" if option.default in (None, "") else f" (default:\0{option.default})"
-            text = textwrap.wrap(option.metadata["help"] + default, 84)
-            lines += [f"  --{option.name:<26}{text[0]}", *(" " * 30 + more for more in text[1:])]
-    return "\n".join([*lines, "", MORE_OPTIONS]).replace("\0", " ")
 
 
 def train_command(argv: list[str]) -> None:
@@ -221,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     if command not in COMMANDS:
         sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
     if command in OPTIONS and {"-h", "--help"} & set(rest):
-        print(options_help(command))
+        print(options_help(command, str(COMMANDS[command].__doc__), OPTIONS[command]))
         return
     rest, shows_traceback = _without_debug(rest)
     try:

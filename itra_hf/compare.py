@@ -9,37 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
-from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
-from itra_hf.checkpoints import STATE, last_whole_checkpoint
+from itra_hf.checkpoints import last_whole_checkpoint
 from itra_hf.config import ITRAConfig
-from itra_hf.contents import model_digest, processor_digest, rows_digest
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.differences import SIDES, judge, paired_differences
 from itra_hf.files import write_anew
-from itra_hf.public import PRIVATE, public_arguments, public_name
+from itra_hf.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings
+from itra_hf.public import public_arguments, public_name
 from itra_hf.scores import is_score
 from itra_hf.tasks import Task
 from itra_hf.trainer import ITRATrainer
 
 TRAINERS: dict[str, type[Trainer]] = dict(zip(SIDES, (Trainer, ITRATrainer), strict=True))
-RUNS, RESULT, SETTINGS = "runs.jsonl", "comparison.json", "settings.json"
+RESULT = "comparison.json"
 FALLING = ("loss", "mse", "scatter_ratio")  # the scores of which less is better
-# What a line of `runs.jsonl` tells.
-KEPT = ("seed", "trainer", "metrics", "seconds", "steps", "folder", "matched", "hardly")
-# Options of TrainingArguments that change no run, beside those that `PRIVATE` names.
-HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_", "resume_from")
-
-
-logger = logging.get_logger(__name__)
-
-
-class SettingsError(ValueError):
-    """A comparison that makes no sense, or mixes runs of different settings."""
 
 
 def compare(
@@ -75,9 +62,9 @@ def compare(
     folder = Path(str(args.output_dir))
     settings = {"model": public_name(task.model_name), "dataset": public_name(task.dataset_name)}
     settings |= {"rows": len(task.train)} | public_arguments(args)
-    runs = _finished_runs(folder)
+    runs = finished_runs(folder)
     with _quiet():
-        _keep_settings(folder, task, args, bool(runs))
+        keep_settings(folder, task, args, bool(runs))
     planned = [(seed, name) for seed in seeds for name in TRAINERS]
     hidden = args.disable_tqdm or args.process_index > 0
     with _quiet(), tqdm(total=len(planned), disable=hidden, unit="step") as bar:
@@ -100,84 +87,6 @@ def compare(
     return result
 
 
-def _keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool) -> None:
-    """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
-    free = HARMLESS if args.load_best_model_at_end else (*HARMLESS, "metric_for_best_model", "greater_is_better")
-    chosen = {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
-    rows = {"rows": [len(task.train), len(task.test)], "world_size": args.world_size}
-    settings = json.loads(json.dumps(task.source | chosen | rows | _contents(task), default=str))
-    path = folder / SETTINGS
-    if path.exists() or has_runs:
-        earlier = _earlier_settings(path)
-        changed = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
-        if changed:
-            told = ", ".join(f"{name} ({earlier.get(name)} then, {settings.get(name)} now)" for name in changed)
-            raise SettingsError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.process_index == 0:
-        write_anew(path, json.dumps(settings, indent=2))
-
-
-def _contents(task: Task) -> dict[str, str | None]:
-    """Digests of what is trained on what, which know data and models whatever they are called."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of weights that are new
-        model = model_digest(task.new_model())
-    return {
-        "content of the training rows": rows_digest(task.train),
-        "content of the evaluation rows": rows_digest(task.test),
-        "content of the model": model,
-        "content of the processor": processor_digest(task.processor),
-    }
-
-
-def _earlier_settings(path: Path) -> dict[str, Any]:
-    """What an earlier call has written down."""
-    try:
-        settings = dict(json.loads(path.read_text(encoding="utf-8")))
-        if settings:
-            return settings
-        raise ValueError("it is empty")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise SettingsError(
-            f"{path} cannot be read ({error}), so its runs may be of other settings; take another --output_dir"
-        ) from error
-
-
-def _finished_runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """The runs that an earlier call has finished, by seed and trainer; a line that was cut off counts as none."""
-    runs = {}
-    lines = (folder / RUNS).read_text(encoding="utf-8", errors="replace") if (folder / RUNS).exists() else ""
-    for number, line in enumerate(lines.splitlines(), 1):
-        try:
-            run = _checked_run(json.loads(line))
-            runs[run["seed"], run["trainer"]] = run
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            logger.warning(f"{folder / RUNS}: line {number} cannot be read; its run is run anew.")
-    return runs
-
-
-def _checked_run(run: Any) -> dict[str, Any]:
-    """What a line of `runs.jsonl` tells of a run, or an error."""
-    numbers = [run["seconds"], run["steps"], *(value for value in run["metrics"].values() if value is not None)]
-    texts = [run["folder"], *(run[name] for name in ("matched", "hardly") if run[name] is not None)]
-    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
-    if not are_numbers or not all(isinstance(text, str) for text in texts) or run["trainer"] not in TRAINERS:
-        raise ValueError("another thing than a run")
-    return {name: run[name] for name in KEPT}
-
-
-def _drop_ends(folder: str) -> None:
-    """Drop checkpoints of a last step, from which Trainer would train a step more."""
-    for state in Path(folder).glob(f"checkpoint-*/{STATE}"):
-        try:
-            at_end = TrainerState.load_from_json(str(state))
-        except (ValueError, TypeError):  # a broken one is passed over
-            continue
-        if at_end.global_step >= at_end.max_steps:
-            shutil.rmtree(state.parent)
-
-
 def _run(
     task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progress: "_Progress", measures: Sequence[str]
 ) -> dict[str, Any]:
@@ -190,7 +99,8 @@ def _run(
     trainer.remove_callback(PrinterCallback)
     if task.has_scatter:
         trainer.add_callback(ITRADiagnosticsCallback(measures, trainer=trainer))
-    _drop_ends(own.output_dir)
+    with own.main_process_first(desc="finding where the run stopped"):
+        drop_ends(own.output_dir)
     trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(own.output_dir))
     scores = trainer.evaluate()
     trainer.save_state()

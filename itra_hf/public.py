@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from itra_hf.config import ITRAConfig, MatchingArguments
 
 PUBLIC = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")  # texts and tables that hold no secret
-FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
+DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
 PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin_memory")
 
 
@@ -72,11 +72,11 @@ def is_folder(name: str) -> bool:
         >>> [is_folder(name) for name in ("imdb", "../jane/pets.csv", "/home/jane/pets")]
         [False, False, True]
     """
-    return os.path.isdir(name) or (_is_path(name) and PureWindowsPath(name).suffix.lower() not in FILES)
+    return os.path.isdir(name) or (_is_path(name) and PureWindowsPath(name).suffix.lower() not in DATA_FILES)
 
 
 def _is_path(name: str) -> bool:
     """Whether a name is a path of some machine: by how it begins, its slashes, or what it ends in."""
     begins = re.match(r"[./~\\]|\w:|file:", name) is not None
-    is_file = PureWindowsPath(name).suffix.lower() in FILES
+    is_file = PureWindowsPath(name).suffix.lower() in DATA_FILES
     return os.path.exists(name) or begins or is_file or "\\" in name or (name.count("/") > 1 and is_local(name))

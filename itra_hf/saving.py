@@ -53,8 +53,8 @@ class SavingTrainer(Trainer):
         names = sorted({Path(path).name if path else "none" for path in gather_object([found])})
         if len(names) > 1:
             raise ValueError(
-                f"the ranks find other checkpoints whole: {', '.join(names)}; give resume_from_checkpoint the path of "
-                "one that is whole on all of them"
+                f"the ranks find different checkpoints whole: {', '.join(names)}; give resume_from_checkpoint the path "
+                "of one that is whole on all of them"
             )
         if found is None:
             raise ValueError(
@@ -104,9 +104,10 @@ class SavingTrainer(Trainer):
             super()._save(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as Trainer does; the weights of a checkpoint are on the disk before its state says so."""
+        """Save as Trainer does; a checkpoint of the weights alone is on the disk before its state says so."""
         super().save_model(output_dir, _internal_call)
-        self._keep()
+        if self.args.save_only_model:  # else the random state is saved after all the rest
+            self._keep()
 
     @wraps(Trainer.create_model_card, assigned=())
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]

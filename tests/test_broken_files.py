@@ -146,7 +146,9 @@ def test_pictures_of_16_bits_are_those_of_8(models, tmp_path):
         batches.append(task.collator([{"image": cell, "labels": 0}])["pixel_values"])
     assert torch.equal(*batches)
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "picture.tiff")
-    with pytest.raises(ValueError, match=r"picture.tiff is a broken picture .of its pixels it is not known"):
+    with pytest.raises(
+        ValueError, match=r"picture.tiff is a broken picture .it does not say which pixel value is white"
+    ):
         task.collator([{"image": {"bytes": None, "path": str(tmp_path / "picture.tiff")}, "labels": 0}])
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, set_seed
 
-from itra_hf import ITRAConfig, ITRATrainer
+from itra_hf import ITRAConfig, ITRATrainer, kept_runs
 from itra_hf import compare as module
 from itra_hf.compare import SettingsError, compare
 from itra_hf.data import TaskArguments
@@ -263,7 +263,7 @@ def test_a_run_whose_line_was_cut_off_is_run_anew(task, whole, tmp_path, monkeyp
     }[kind]
     (tmp_path / "cut" / "runs.jsonl").write_text(cut)
     warnings = []
-    monkeypatch.setattr(module.logger, "warning", warnings.append)
+    monkeypatch.setattr(kept_runs.logger, "warning", warnings.append)
     again = compare(task, config(tmp_path / "cut"), SEEDS)
     assert metrics(again) == metrics(result)
     seconds, before = ([run["seconds"] for run in given["runs"]] for given in (again, result))

@@ -252,7 +252,7 @@ def test_a_users_read_only_file_beside_the_model_is_left_alone(tmp_path, monkeyp
 
 def test_ranks_that_find_different_checkpoints_are_told_so(tmp_path, monkeypatch, saved):
     monkeypatch.setattr(saving, "gather_object", lambda found: [*found, "elsewhere/checkpoint-2"])
-    with pytest.raises(ValueError, match="ranks find other checkpoints whole: checkpoint-2, checkpoint-4; give"):
+    with pytest.raises(ValueError, match="ranks find different checkpoints whole: checkpoint-2, checkpoint-4; give"):
         resumable(saved[0]).train(resume_from_checkpoint=True)
 
 

@@ -1,0 +1,109 @@
+"""What a comparison keeps in its folder: it goes on after a crash, and never mixes runs of different settings."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_callback import TrainerState
+from transformers.utils import logging
+
+from itra_hf.checkpoints import STATE
+from itra_hf.config import ITRAConfig
+from itra_hf.contents import model_digest, processor_digest, rows_digest
+from itra_hf.differences import SIDES
+from itra_hf.files import write_anew
+from itra_hf.public import PRIVATE
+from itra_hf.tasks import Task
+
+logger = logging.get_logger(__name__)
+
+RUNS, SETTINGS = "runs.jsonl", "settings.json"
+# What a line of `runs.jsonl` tells.
+KEPT = ("seed", "trainer", "metrics", "seconds", "steps", "folder", "matched", "hardly")
+# Options of TrainingArguments that change no run, beside those that `PRIVATE` names.
+HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_", "resume_from")
+
+
+class SettingsError(ValueError):
+    """A comparison that makes no sense, or mixes runs of different settings."""
+
+
+def keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool) -> None:
+    """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
+    free = HARMLESS if args.load_best_model_at_end else (*HARMLESS, "metric_for_best_model", "greater_is_better")
+    chosen = {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
+    rows = {"rows": [len(task.train), len(task.test)], "world_size": args.world_size}
+    settings = json.loads(json.dumps(task.source | chosen | rows | _contents(task), default=str))
+    path = folder / SETTINGS
+    if path.exists() or has_runs:
+        earlier = _earlier_settings(path)
+        changed = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
+        if changed:
+            told = ", ".join(f"{name} ({earlier.get(name)} then, {settings.get(name)} now)" for name in changed)
+            raise SettingsError(f"{folder} holds a comparison of other settings: {told}; take another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.process_index == 0:
+        write_anew(path, json.dumps(settings, indent=2))
+
+
+def _contents(task: Task) -> dict[str, str | None]:
+    """Digests of what is trained on what, which know data and models whatever they are called."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of weights that are new
+        model = model_digest(task.new_model())
+    return {
+        "content of the training rows": rows_digest(task.train),
+        "content of the evaluation rows": rows_digest(task.test),
+        "content of the model": model,
+        "content of the processor": processor_digest(task.processor),
+    }
+
+
+def _earlier_settings(path: Path) -> dict[str, Any]:
+    """What an earlier call has written down."""
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+        if settings:
+            return settings
+        raise ValueError("it is empty")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SettingsError(
+            f"{path} cannot be read ({error}), so its runs may be of other settings; take another --output_dir"
+        ) from error
+
+
+def finished_runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
+    """The runs that an earlier call has finished, by seed and trainer; a line that was cut off counts as none."""
+    runs = {}
+    lines = (folder / RUNS).read_text(encoding="utf-8", errors="replace") if (folder / RUNS).exists() else ""
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            run = _checked_run(json.loads(line))
+            runs[run["seed"], run["trainer"]] = run
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            logger.warning(f"{folder / RUNS}: line {number} cannot be read; its run is run anew.")
+    return runs
+
+
+def _checked_run(run: Any) -> dict[str, Any]:
+    """What a line of `runs.jsonl` tells of a run, or an error."""
+    numbers = [run["seconds"], run["steps"], *(value for value in run["metrics"].values() if value is not None)]
+    texts = [run["folder"], *(run[name] for name in ("matched", "hardly") if run[name] is not None)]
+    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+    if not are_numbers or not all(isinstance(text, str) for text in texts) or run["trainer"] not in SIDES:
+        raise ValueError("it is no run")
+    return {name: run[name] for name in KEPT}
+
+
+def drop_ends(folder: str) -> None:
+    """Drop checkpoints of a last step, from which Trainer would train a step more."""
+    for state in Path(folder).glob(f"checkpoint-*/{STATE}"):
+        try:
+            at_end = TrainerState.load_from_json(str(state))
+        except (ValueError, TypeError):  # a broken one is passed over
+            continue
+        if at_end.global_step >= at_end.max_steps:
+            shutil.rmtree(state.parent)
