@@ -4,7 +4,7 @@ from collections import defaultdict
 from statistics import mean
 
 from pairs import Comparison, compare, verdict
-from plan import MAIN, RIVALS
+from plan import MAIN, OTHERS, RIVALS
 from tables import Results, column, family, gain_cell, relative_change, table
 from tasks import Task
 
@@ -101,8 +101,11 @@ def lead(results: Results) -> dict[str, str]:
     few = [
         comparison.gain for (task, _), (comparison, _) in main.items() if kind_of(task).startswith(("few im", "few ph"))
     ]
+    pairs = [pair for (_, method), (pair, _) in family(results, OTHERS).items() if method == "itra+label_smoothing"]
     return {
         "tasks": str(len(tasks)),
+        "on top": str(len(pairs)),
+        "on top won": str(sum(pair.gain > 0 for pair in pairs)),
         "better": str(words.count("better")),
         "worse": str(words.count("worse")),
         "few images": gain_cell(over_tasks(few)),
