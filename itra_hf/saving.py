@@ -91,6 +91,7 @@ class SavingTrainer(Trainer):
     def _keep(self) -> None:
         """Have the checkpoint's files on the disk, and list them in the state."""
         if self._checkpoint is not None:
+            self.accelerator.wait_for_everyone()  # another rank's file may have a passing name until it is whole
             flush(self._checkpoint)
             self.accelerator.wait_for_everyone()  # every rank has saved its part before the trainer's state is written
             self._listed[FILES] = {"args": {}, "attributes": {"sizes": sizes_of(self._checkpoint)}}

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,32 @@ class KilledWhileSaving(ITRATrainer):
             self.state.save_to_json = lambda path: (type(self.state).save_to_json(self.state, path), kill())
         if self.before == "end of state" and self.saves == 2:
             self.state.save_to_json = lambda path: (Path(path).write_text('{"best_metric": nu'), kill())
+        if self.before == "slow rank":
+            self._save_slowly(Path(output_dir, ".passing"))
         super()._save_rng_state(output_dir)
+
+    def _save_slowly(self, passing: Path) -> None:
+        """Rank 0 writes under a name that passes; rank 1 looks at that file until it is gone."""
+        if self.args.process_index == 0:
+            passing.write_text("half")
+            time.sleep(1)
+            passing.unlink()
+        else:
+            wait_for(passing.exists)
+            access = os.access
+            os.access = lambda path, mode: access(path, mode) and (Path(path) != passing or wait_for_end_of(passing))
+
+
+def wait_for(event: Callable[[], bool]) -> bool:
+    """Whether something happens within 20 seconds."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not event():
+        time.sleep(0.01)
+    return event()
+
+
+def wait_for_end_of(path: Path) -> bool:
+    return wait_for(lambda: not path.exists())
 
 
 def kill(*args: Any) -> None:

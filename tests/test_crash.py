@@ -152,6 +152,11 @@ def test_a_checkpoint_of_trainer_is_resumed_and_one_of_ours_by_trainer(tmp_path)
     assert weights[0].isfinite().all()
 
 
+def test_a_rank_waits_for_the_files_of_the_others_before_it_flushes_them(tmp_path):
+    assert crashes.run(2, tmp_path, {"save_steps": 12}, "slow rank")
+    assert fault_of(tmp_path / "checkpoint-12") is None
+
+
 def test_a_random_state_of_a_rank_that_is_missing_is_named(tmp_path):
     assert crashes.run(2, tmp_path, {"save_steps": 12})
     checkpoint = tmp_path / "checkpoint-12"
