@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 
 from itra_hf import ITRAConfig
-from itra_hf.compare import RESULT, compare
+from itra_hf.command.compare import RESULT, compare
+from itra_hf.command.differences import table
+from itra_hf.command.tasks import Task
 from itra_hf.diagnostics.callback import MEASURES
-from itra_hf.differences import table
 from itra_hf.report import write_comparison
-from itra_hf.tasks import Task
 
 DEFAULTS = {
     "output_dir": "outputs/compare",

@@ -13,9 +13,9 @@ from transformers.trainer_utils import TrainOutput
 
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
-from itra_hf.model_card import write_model_card
+from itra_hf.hub.card import write_model_card
+from itra_hf.hub.saving import SavingTrainer
 from itra_hf.pairing import Pairing, class_column, collated_labels, label_names, pair_rows
-from itra_hf.saving import SavingTrainer
 from itra_hf.step import MatchingLoss, Run, check_setup
 
 

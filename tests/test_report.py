@@ -1,6 +1,7 @@
 """The report: what it shows of a run and of a comparison, and how a browser shows it."""
 
 import html
+import importlib
 import json
 import re
 import sys
@@ -16,14 +17,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from itra_hf import cli, report
+from itra_hf import report
+from itra_hf.command import cli
 from itra_hf.diagnostics import ITRADiagnosticsCallback, compactness
+from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import difference_picture
 from itra_hf.report.maps import both_maps, class_styles, feature_maps, principal_axes
 from itra_hf.report.run_pictures import run_pictures
 from itra_hf.report.runs import Run, class_scatters
-from itra_hf.saved_run import SavedRun
 
 MEASURES = ("compactness", "gradient_scatter", "over_adaptation")
 
@@ -33,12 +35,13 @@ def run(tmp_path_factory):
     """A short real run with every measure, and its report."""
     folder = tmp_path_factory.mktemp("runs") / "a <b>run"
     torch.manual_seed(0)
-    callback = ITRADiagnosticsCallback(MEASURES, modes=[i % 6 for i in range(48)], max_share=1, report=True)
+    callback = ITRADiagnosticsCallback(MEASURES, modes=[i % 6 for i in range(48)], max_share=1)
     options = {"max_steps": 12, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4, "learning_rate": 0.05}
     options |= {"matching_weight": 80.0, "matching_full_weight_rows": 6}  # a quarter: 48 rows, two epochs
     keywords = {"callbacks": [callback]}
     trainer = tiny.trainer(folder, tiny.Mlp(), tiny.vectors(), keywords=keywords, **options)
     trainer.train()
+    report.write_report(folder)
     return folder
 
 
@@ -343,7 +346,7 @@ def test_a_report_without_matplotlib_says_what_is_missing(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="the report needs matplotlib; pip install matplotlib jinja2"):
-        ITRADiagnosticsCallback(report=True)
+        importlib.import_module("itra_hf.report")
 
 
 def test_links_in_the_folder_are_not_followed_for_writing(tmp_path):

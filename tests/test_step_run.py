@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from itra_hf import ITRATrainer
 from itra_hf.features import HeadNotFoundError
-from itra_hf.saving import SavingTrainer
+from itra_hf.hub.saving import SavingTrainer
 
 AT_ONCE = {"matching_warmup_ratio": 0.0, "logging_steps": 1}
 NO_GUARDS = AT_ONCE | {"matching_max_grad_ratio": None}

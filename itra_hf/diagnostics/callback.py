@@ -9,10 +9,10 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from itra_hf.checkpoints import STATE
 from itra_hf.diagnostics.probe import Probe, Rows
+from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.distributed import sum_over_ranks
-from itra_hf.saved_run import SavedRun
+from itra_hf.hub.checkpoints import STATE
 
 logger = logging.get_logger(__name__)
 
@@ -53,14 +53,12 @@ class ITRADiagnosticsCallback(TrainerCallback):
         num_batches: mini-batches for the gradients, drawn once.
         max_share: measuring takes at most this share of the run's time: a measurement is passed over where it would
             take more. The first and the last are made in any case.
-        report: write the report at the end of training; needs matplotlib and jinja2, the extra `report`.
         seed: of the draws, which leave the global random state alone.
         trainer: whose callback this is; `ITRATrainer` fills it in.
 
     Raises:
         ValueError: for a value outside its range; when training begins, where the trainer is not known, or where rows
             have no classes.
-        ImportError: where a report is asked for and matplotlib is missing.
 
     Example:
         >>> ITRADiagnosticsCallback(("compactness", "gradient_scatter"), every=100).max_share
@@ -81,7 +79,6 @@ class ITRADiagnosticsCallback(TrainerCallback):
         max_rows: int = 1000,
         num_batches: int = 8,
         max_share: float = 0.1,
-        report: bool = False,
         seed: int = 0,
         trainer: Trainer | None = None,
     ) -> None:
@@ -94,9 +91,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             raise ValueError(f"max_rows={max_rows} must be at least 4, and num_batches={num_batches} at least 2")
         if not 0 < max_share <= 1:
             raise ValueError(f"max_share={max_share} must lie above 0 and at most at 1, the whole run")
-        if report:
-            import itra_hf.report  # noqa: F401  says now what is missing, not after the training
-        self.every, self.max_share, self.report, self.trainer = every, max_share, report, trainer
+        self.every, self.max_share, self.trainer = every, max_share, trainer
         self._sample = (tuple(measures), dataset, modes, max_rows, num_batches, seed)
         self._probe: Probe | None = None
         self._step, self._found = -1, dict[str, float]()
@@ -140,7 +135,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             metrics.update(self._found)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save what the report needs, of the model that training leaves; write the report where it was asked for."""
+        """Save what the report needs, of the model that training leaves."""
         if self.trainer is None:
             return
         if args.load_best_model_at_end and state.best_model_checkpoint:  # which is loaded by now
@@ -155,10 +150,6 @@ class ITRADiagnosticsCallback(TrainerCallback):
                 saved.save_features("after", *self._features, self.trainer.model)
             saved.save_config(self.trainer, {"diagnostics_share": self._share(), "skipped_measurements": self._skipped})
             state.save_to_json(str(Path(args.output_dir) / STATE))
-            if self.report:
-                from itra_hf.report import write_report
-
-                logger.info(f"The report is {write_report(Path(args.output_dir))}")
 
     def _measure(self, state: Any) -> None:
         """Measure, and keep the figures and the features."""

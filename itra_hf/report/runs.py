@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from itra_hf.checkpoints import STATE, last_whole_checkpoint
+from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.files import reading
-from itra_hf.saved_run import SavedRun
+from itra_hf.hub.checkpoints import STATE, last_whole_checkpoint
 
 Series = tuple[list[int], list[float]]  # steps and values
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from itra_hf.differences import judge, paired_differences
+from itra_hf.command.differences import judge, paired_differences
 
 
 def lines(runs, **scores):

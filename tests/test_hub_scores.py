@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from itra_hf.diagnostics import compactness, mode_separation
-from itra_hf.scores import is_score, last_scores, log_of_saved_model
+from itra_hf.hub.scores import is_score, last_scores, log_of_saved_model
 
 
 def test_what_the_diagnostics_measure_is_no_score_and_neither_is_a_clock():

@@ -1,27 +1,22 @@
-"""The command `itra-hf`: train, or compare Trainer with ITRATrainer, without writing a script."""
+"""What the commands of `itra-hf` do."""
 
 import logging
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser, set_seed
 
-from itra_hf.checkpoints import last_whole_checkpoint
-from itra_hf.compare import RESULT, compare
+from itra_hf.command.compare import RESULT, compare
+from itra_hf.command.data import TaskArguments
+from itra_hf.command.differences import table
+from itra_hf.command.environment import environment
+from itra_hf.command.options import as_words, check_numbers, nearest, read_options
+from itra_hf.command.tasks import load_task
 from itra_hf.config import ITRAConfig, MatchingArguments
-from itra_hf.data import TaskArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
-from itra_hf.differences import table
-from itra_hf.environment import environment
-from itra_hf.help_texts import HELP, options_help
-from itra_hf.launching import launch
-from itra_hf.options import as_words, check_numbers, nearest, read_options
-from itra_hf.tasks import load_task
+from itra_hf.hub.checkpoints import last_whole_checkpoint
 from itra_hf.trainer import ITRATrainer
-from itra_hf.version import __version__
 
 
 @dataclass
@@ -161,58 +156,7 @@ def env_command(argv: list[str]) -> None:
     print(environment())
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train_command,
-    "compare": compare_command,
-    "report": report_command,
-    "env": env_command,
-}
 OPTIONS: dict[str, Any] = {
     "train": {"Model and data": TaskArguments, "Output": TrainArguments, "The matching": MatchingArguments},
     "compare": {"Model and data": TaskArguments, "Seeds": CompareArguments, "The matching": MatchingArguments},
 }
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:<9} {run.__doc__}" for name, run in COMMANDS.items())))
-        return
-    if argv[0] == "--version":
-        print(__version__)
-        return
-    command, *rest = argv
-    if command not in COMMANDS:
-        sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
-    if command in OPTIONS and {"-h", "--help"} & set(rest):
-        print(options_help(command, str(COMMANDS[command].__doc__), OPTIONS[command]))
-        return
-    rest, shows_traceback = _without_debug(rest)
-    try:
-        launch(argv, "itra_hf.cli")
-        COMMANDS[command](rest)
-    except (ValueError, OSError, ImportError) as error:  # what a user can mend; the others are faults of ours
-        if shows_traceback:
-            raise
-        sys.exit(f"itra-hf {command}: {_one_line(error)}")
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on where it stopped" if command == "compare" else ""
-        print(f"\nitra-hf {command}: interrupted{goes_on}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _one_line(error: Exception) -> str:
-    """The message; of one from a worker of the data loader, which tells a traceback, the last line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[-1 if "Original Traceback" in str(error) else 0 :]).strip()
-
-
-def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
-    """The words without the flag --debug, and whether it was there; with a value it is Trainer's option."""
-    flags = [n for n, word in enumerate(argv) if word == "--debug" and (argv[n + 1 : n + 2] or ["--"])[0][:2] == "--"]
-    return [word for n, word in enumerate(argv) if n not in flags], bool(flags)
-
-
-if __name__ == "__main__":
-    main()

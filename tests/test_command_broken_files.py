@@ -15,8 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from itra_hf import checks, cli, data
-from itra_hf.tasks import load_task
+from itra_hf.command import checks, cli, commands, data
+from itra_hf.command.tasks import load_task
 
 SHORT = ["--max_steps", "2", "--use_cpu", "--disable_tqdm", "True", "--save_strategy", "no"]
 ROWS = [("purr the a", "cat"), ("bark the a", "dog"), ("egg so", "emu")] * 8
@@ -394,7 +394,7 @@ def test_a_wrong_number_of_words_or_processes_is_one_line(tmp_path):
 @pytest.mark.parametrize("word", ["False", "false"])
 def test_not_to_resume_can_be_said(word):
     given = ["--model_name_or_path", "x", "--train_file", "y.csv", "--resume_from_checkpoint", word]
-    assert cli._resume_from(cli.parse("train", given)[-1]) is None
+    assert commands._resume_from(commands.parse("train", given)[-1]) is None
 
 
 def test_a_folder_that_may_not_be_written_is_named(finished, tmp_path, monkeypatch):

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, set_seed
 
-from itra_hf import ITRAConfig, ITRATrainer, kept_runs
-from itra_hf import compare as module
-from itra_hf.compare import SettingsError, compare
-from itra_hf.data import TaskArguments
-from itra_hf.differences import table
-from itra_hf.tasks import load_task
+from itra_hf import ITRAConfig, ITRATrainer
+from itra_hf.command import compare as module
+from itra_hf.command import kept_runs
+from itra_hf.command.compare import SettingsError, compare
+from itra_hf.command.data import TaskArguments
+from itra_hf.command.differences import table
+from itra_hf.command.tasks import load_task
 
 SEEDS = [3, 4]
 

@@ -10,9 +10,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from itra_hf import data
-from itra_hf.data import TaskArguments
-from itra_hf.tasks import load_task
+from itra_hf.command import data
+from itra_hf.command.data import TaskArguments
+from itra_hf.command.tasks import load_task
 
 
 def batch(task, rows=4):

@@ -24,10 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from itra_hf.checks import broken_picture
-from itra_hf.data import TaskArguments, read_rows
+from itra_hf.command.checks import broken_picture
+from itra_hf.command.data import TaskArguments, read_rows
 from itra_hf.files import reading
-from itra_hf.public import is_local
+from itra_hf.hub.public import is_local
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "text": (AutoModelForSequenceClassification, AutoTokenizer),

@@ -5,6 +5,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+COMMANDS = {
+    "train": "Train on texts, images or sounds with ITRATrainer; evaluate; save the model and its card.",
+    "compare": "Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps.",
+    "report": "Write the report of a finished run or comparison anew: itra-hf report FOLDER.",
+    "env": "Print the versions and devices that a bug report needs.",
+}
+
 HELP = """itra-hf COMMAND [CONFIG.yaml] [--option value ...]
 
 In-Training Representation Alignment for the Hugging Face Trainer.

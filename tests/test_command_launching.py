@@ -10,7 +10,7 @@ import folders
 import psutil
 import pytest
 
-from itra_hf import launching
+from itra_hf.command import launching
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -22,7 +22,7 @@ time.sleep(60)
 """
 PARENT = """
 import sys
-from itra_hf import launching
+from itra_hf.command import launching
 launching.SECONDS = 1
 sys.exit(launching.run_together([sys.executable, "-c", sys.argv[1]]))
 """
@@ -38,7 +38,7 @@ def gone(processes, seconds):
 def test_a_signal_to_the_command_ends_the_launcher_and_every_rank(tmp_path, number, ranks):
     data = ["--model_name_or_path", folders.bert(tmp_path), "--train_file", folders.pets(tmp_path)]
     options = ["--max_steps", "1000000", "--logging_steps", "1", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    command = [sys.executable, "-m", "itra_hf.cli", "train", *data, *options]
+    command = [sys.executable, "-m", "itra_hf.command.cli", "train", *data, *options]
     command += ["--num_processes", str(ranks)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
     for line in process.stdout:
@@ -93,11 +93,11 @@ def test_a_file_of_accelerate_is_handed_over(monkeypatch, given, flags):
     asked = []
     monkeypatch.setattr(launching, "run_together", lambda command: asked.append(command) or 7)
     with pytest.raises(SystemExit) as ended:
-        launching.launch(["compare", "config.yaml", *given, "--seeds", "2"], "itra_hf.cli")
+        launching.launch(["compare", "config.yaml", *given, "--seeds", "2"], "itra_hf.command.cli")
     assert ended.value.code == 7
-    end = ["-m", "itra_hf.cli", "compare", "config.yaml", "--seeds", "2"]
+    end = ["-m", "itra_hf.command.cli", "compare", "config.yaml", "--seeds", "2"]
     assert asked == [[sys.executable, "-m", "accelerate.commands.launch", *flags, *end]]
 
 
 def test_a_command_for_one_process_is_not_handed_over():
-    launching.launch(["train", "config.yaml", "--seed", "2"], "itra_hf.cli")
+    launching.launch(["train", "config.yaml", "--seed", "2"], "itra_hf.command.cli")

@@ -5,7 +5,8 @@ import inspect
 
 from transformers import Trainer
 
-from itra_hf import saving, trainer
+from itra_hf import trainer
+from itra_hf.hub import saving
 
 
 def test_the_private_methods_that_we_extend_are_still_trainers():

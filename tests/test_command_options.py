@@ -5,8 +5,8 @@ import json
 import folders
 import pytest
 
-from itra_hf import cli
-from itra_hf.options import nearest, read_options
+from itra_hf.command import commands
+from itra_hf.command.options import nearest, read_options
 
 DATA = {"model_name_or_path": "x", "train_file": "y.csv"}
 
@@ -14,7 +14,7 @@ DATA = {"model_name_or_path": "x", "train_file": "y.csv"}
 def parsed(path, values):
     """The options that `train` takes from a json file."""
     path.write_text(json.dumps(DATA | values))
-    return cli.parse("train", [str(path)], cli.TrainArguments)
+    return commands.parse("train", [str(path)], commands.TrainArguments)
 
 
 @pytest.mark.parametrize("value", [5e-4, "5e-4", "0.0005"])
@@ -36,12 +36,12 @@ def test_what_takes_a_list_a_dict_or_a_truth_value_gets_it(tmp_path):
 @pytest.mark.parametrize("name", ["learning_rate", "max_train_samples", "matching", "output_dir"])
 def test_a_blank_value_means_the_default(tmp_path, name):
     (tmp_path / "a.yaml").write_text(f"model_name_or_path: x\ntrain_file: y.csv\n{name}:\n")
-    assert cli.parse("train", [str(tmp_path / "a.yaml")]) == parsed_without(tmp_path)
+    assert commands.parse("train", [str(tmp_path / "a.yaml")]) == parsed_without(tmp_path)
 
 
 def parsed_without(tmp_path):
     (tmp_path / "b.yaml").write_text("model_name_or_path: x\ntrain_file: y.csv\n")
-    return cli.parse("train", [str(tmp_path / "b.yaml")])
+    return commands.parse("train", [str(tmp_path / "b.yaml")])
 
 
 @pytest.mark.parametrize(

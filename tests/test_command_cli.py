@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, pipeline
 
-from itra_hf import cli
+from itra_hf.command import cli, commands
 from itra_hf.config import MatchingArguments
 from itra_hf.version import __version__
 
@@ -22,7 +22,7 @@ SHORT = ["--max_steps", "4", "--use_cpu", "--disable_tqdm", "True", "--learning_
 def start(*argv):
     """The command in a process of its own, that can be killed with all it has started."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "itra_hf.cli", *argv]
+    command = [sys.executable, "-m", "itra_hf.command.cli", *argv]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # noqa: S603
 
@@ -130,7 +130,7 @@ def test_what_is_wrong_in_a_file_is_one_line(tmp_path, text, message):
 
 def test_no_is_a_strategy_in_yaml_too(tmp_path):
     (tmp_path / "config.yaml").write_text("model_name_or_path: a\ntrain_file: b.csv\nsave_strategy: no\nreport: no\n")
-    _, how, args = cli.parse("train", [str(tmp_path / "config.yaml")], cli.TrainArguments)
+    _, how, args = commands.parse("train", [str(tmp_path / "config.yaml")], commands.TrainArguments)
     assert args.save_strategy == "no"
     assert how.report is False
 
@@ -183,7 +183,7 @@ def test_an_option_that_is_no_number_is_refused_before_the_data_are_read(name, v
 
 def test_no_limit_is_infinite(tmp_path):
     data = ["--model_name_or_path", "x", "--train_file", "y.csv"]
-    *_, args = cli.parse("train", [*data, "--max_grad_norm", "inf", "--matching_max_grad_ratio", "inf"])
+    *_, args = commands.parse("train", [*data, "--max_grad_norm", "inf", "--matching_max_grad_ratio", "inf"])
     assert args.max_grad_norm == float("inf")
     assert args.matching_max_grad_ratio is None
 
@@ -227,7 +227,7 @@ def test_ctrl_c_in_a_comparison_says_how_to_go_on(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     for command, more in (("compare", "; the same command goes on where it stopped"), ("train", "")):
-        monkeypatch.setitem(cli.COMMANDS, command, interrupted)
+        monkeypatch.setattr(commands, f"{command}_command", interrupted)
         with pytest.raises(SystemExit) as ended:
             cli.main([command])
         assert ended.value.code == 130

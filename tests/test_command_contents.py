@@ -12,7 +12,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, load_dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from itra_hf.contents import model_digest, processor_digest, rows_digest
+from itra_hf.command.contents import model_digest, processor_digest, rows_digest
 
 
 def test_rows_are_known_by_all_their_cells_in_order():

@@ -12,9 +12,10 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 
-from itra_hf import ITRATrainer, checkpoints, saving
-from itra_hf.checkpoints import STATE, fault_of, last_whole_checkpoint
+from itra_hf import ITRATrainer
 from itra_hf.files import flush
+from itra_hf.hub import checkpoints, saving
+from itra_hf.hub.checkpoints import STATE, fault_of, last_whole_checkpoint
 
 MICRO_BATCH = {"gradient_accumulation_steps": 2}
 OPTIMIZER_STEP = {"gradient_accumulation_steps": 2, "matching_scope": "optimizer_step"}

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.files import reading, write_anew
-from itra_hf.public import public_arguments
+from itra_hf.hub.public import public_arguments
 from itra_hf.step import matching_share
 
 FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore

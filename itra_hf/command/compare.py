@@ -13,15 +13,15 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf.checkpoints import last_whole_checkpoint
+from itra_hf.command.differences import SIDES, judge, paired_differences
+from itra_hf.command.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings
+from itra_hf.command.tasks import Task
 from itra_hf.config import ITRAConfig
 from itra_hf.diagnostics import ITRADiagnosticsCallback
-from itra_hf.differences import SIDES, judge, paired_differences
 from itra_hf.files import write_anew
-from itra_hf.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings
-from itra_hf.public import public_arguments, public_name
-from itra_hf.scores import is_score
-from itra_hf.tasks import Task
+from itra_hf.hub.checkpoints import last_whole_checkpoint
+from itra_hf.hub.public import public_arguments, public_name
+from itra_hf.hub.scores import is_score
 from itra_hf.trainer import ITRATrainer
 
 TRAINERS: dict[str, type[Trainer]] = dict(zip(SIDES, (Trainer, ITRATrainer), strict=True))

@@ -16,14 +16,14 @@ from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_peft_available
 
 from itra_hf.config import MatchingArguments, matching_arguments
-from itra_hf.public import as_text, is_folder, is_local, public_arguments, public_name
-from itra_hf.scores import last_scores, log_of_saved_model, scores_of
+from itra_hf.hub.public import as_text, is_folder, is_local, public_arguments, public_name
+from itra_hf.hub.scores import last_scores, log_of_saved_model, scores_of
 from itra_hf.version import __version__
 
 if is_peft_available():
     import peft
 
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TEMPLATE = Path(__file__).with_name("card_template.md")
 PICTURE = "features.png"
 
 # a task of the Hub: the Auto class, the classes of models behind it, and an input

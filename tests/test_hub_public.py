@@ -6,7 +6,7 @@ import re
 import pytest
 
 from itra_hf import ITRAConfig
-from itra_hf.public import as_text, is_folder, is_local, public_arguments, public_name
+from itra_hf.hub.public import as_text, is_folder, is_local, public_arguments, public_name
 
 
 def test_the_arguments_that_repeat_a_run_hold_the_schedules_own_and_the_order_of_the_rows():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
-from itra_hf.checks import (
+from itra_hf.command.checks import (
     TEXTS,
     Places,
     check_classes,

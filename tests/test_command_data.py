@@ -4,7 +4,7 @@ import folders
 import numpy as np
 import pytest
 
-from itra_hf.data import TaskArguments, read_rows
+from itra_hf.command.data import TaskArguments, read_rows
 
 
 def test_a_class_keeps_its_share_of_fewer_rows_and_of_those_held_out(tmp_path):

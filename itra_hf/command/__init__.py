@@ -1,0 +1,1 @@
+"""The command `itra-hf`: a user's data and model, trained, compared and reported."""

@@ -1,0 +1,1 @@
+"""What leaves a run: checkpoints, the model card and pushes."""
