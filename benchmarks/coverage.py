@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from tiny_models import architectures, check_features, tiny_inputs, tiny_model
 
-from itra_hf.features import HeadInput, HeadNotFoundError
+from itra_hf.features import HeadInput, HeadNotFoundError, find_head
 
 TABLE = Path(__file__).parents[1] / "docs" / "coverage.md"
 
@@ -37,7 +37,7 @@ def measure(family: str, model_type: str, class_name: str) -> tuple[str, list[st
     inputs = tiny_inputs(model, family)
     state = torch.get_rng_state()
     try:
-        head_input = HeadInput.find(model, inputs)
+        head_input = find_head(model, inputs)
     except HeadNotFoundError:
         return "refused", ["", "", "", "", "refused: no linear layer's output makes the logits"]
     if not torch.equal(state, torch.get_rng_state()):

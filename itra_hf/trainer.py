@@ -180,7 +180,7 @@ class ITRATrainer(SavingTrainer):
         """Trainer's logging of the training loss, which the means join; every rank comes by here."""
         logs = self.control.should_log and self.state.global_step > self._globalstep_last_logged
         if self._run is not None and logs:
-            self._run.to_log = self._run.matching.means()
+            self._run.to_log = self._run.matching.tally.means()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self._run is not None and logs:
             self._run.end_log()

@@ -52,7 +52,7 @@ def template(node: ast.expr, constants: dict[str, str]) -> str | None:
     return None
 
 
-SAYING = ("warning", "warning_once", "warn", "exit", "add_note", "refuse")
+SAYING = ("warning", "warning_once", "warn", "exit", "add_note", "raise_or_go_without")
 
 
 def messages(path: Path) -> Iterator[str]:
@@ -69,7 +69,9 @@ def messages(path: Path) -> Iterator[str]:
             continue
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         if isinstance(node, ast.Raise) or name.endswith("Error") or name in SAYING:
-            text = template(call.args[1 if name == "refuse" else 0], constants)  # its first argument is the trainer
+            text = template(
+                call.args[1 if name == "raise_or_go_without" else 0], constants
+            )  # its first argument is the trainer
             if name != "AttributeError" and text is not None and not re.fullmatch(r"itra-hf( \w+| …)?: …", text):
                 yield text
 

@@ -48,7 +48,7 @@ def is_asked(trainer: Any) -> bool:
     return matching_arguments(trainer.args).matching != "auto" or trainer.matching_loss is not None
 
 
-def refuse(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
+def raise_or_go_without(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
     """No matching in this run: an error where one was asked for, else one warning.
 
     Args:
@@ -85,6 +85,19 @@ def matching_share(trainer: Trainer) -> float:
     return share_for_rows(rows, planned / max(rows, 1), matching_arguments(trainer.args).matching_full_weight_rows)
 
 
+def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tuple[int, int]:
+    """The micro-batches of this optimizer step, and by how many of them the matching loss is still to be divided.
+
+    Trainer divides the loss by them, unless by its own rule the task loss is a mean over the step already.
+    """
+    micro_batches = trainer.current_gradient_accumulation_steps
+    is_mean = getattr(trainer, "loss_is_scaled_for_ga", None)  # since transformers 5.23
+    if is_mean is None:
+        counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+        is_mean = counted or trainer.compute_loss_func is not None
+    return micro_batches, micro_batches if is_mean else 1
+
+
 def check_setup(trainer: Any, rows: int, training: bool) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
@@ -106,7 +119,7 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         check_rows(trainer, rows)
     except ValueError as error:
         if training or is_asked(trainer):
-            refuse(trainer, error)
+            raise_or_go_without(trainer, error)
         return
     whole_step = args.matching_scope == "optimizer_step"
     if whole_step and trainer.args.torch_compile:
