@@ -1,18 +1,15 @@
 """Train an audio classifier with ITRATrainer.
 
-Without arguments it runs offline: a small Audio Spectrogram Transformer with random weights learns four kinds of sounds
-that are made here, under loud noise. With `--matching none` it is the run of Trainer:
+Without arguments it runs offline, on sounds made here; `--matching none` makes it the run of Trainer:
 
     python examples/audio_classification.py
 
-A model and a data set of the Hub, with any option of ITRAConfig; `datasets` decodes audio files with `torchcodec`
-since its version 4, with `soundfile` and `librosa` before:
+A model and a data set of the Hub, with any option of ITRAConfig; `datasets` needs `torchcodec` to decode audio files:
 
     python examples/audio_classification.py --model_name_or_path facebook/wav2vec2-base --dataset_name PolyAI/minds14 \\
         --dataset_config_name en-US --label_column intent_class --learning_rate 3e-5 --num_train_epochs 10
 
-Model, feature extractor and model card go to `--output_dir`. Sounds of your own, one folder for each class, need no
-script: `itra-hf train` reads them.
+Model, feature extractor and model card go to `--output_dir`. For your own files there is `itra-hf train`.
 """
 
 import sys
@@ -35,9 +32,8 @@ from transformers import (
 from itra_hf import ITRAConfig, ITRATrainer
 
 RATE = 16_000
-SOUNDS = ["tone", "rising", "falling", "trembling"]
+SOUNDS = {"steady": 0, "rising": 600, "falling": -600}  # by how much the pitch changes in half a second, in Hertz
 SMALL_MODEL = {"max_steps": 200, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "logging_steps": 50}
-SMALL_MODEL |= {"save_strategy": "no", "dataloader_pin_memory": False}
 
 
 @dataclass
@@ -57,25 +53,20 @@ def parse(argv: list[str]) -> tuple[Any, ...]:
     return parser.parse_args_into_dataclasses(argv)
 
 
-def sound(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Half a second of a sound of random pitch, under white noise of random strength."""
-    time, pitch = np.arange(RATE // 2) / RATE, rng.uniform(500, 1500)
-    bend = {"rising": 600, "falling": -600}.get(kind, 0)
-    wave = np.sin(2 * np.pi * (pitch + bend * (time - 0.5)) * time)
-    if kind == "trembling":
-        wave *= (1 + np.sin(2 * np.pi * rng.uniform(6, 12) * time)) / 2
-    return 0.3 * wave + rng.uniform(0.02, 0.3) * rng.standard_normal(len(time))
-
-
 def sounds(rows: int, seed: int) -> Dataset:
-    rng, labels = np.random.default_rng(seed), [row % len(SOUNDS) for row in range(rows)]
-    columns = Features({"audio": {"array": [Value("float32")]}, "labels": ClassLabel(names=SOUNDS)})
-    clips = [{"array": sound(SOUNDS[label], rng)} for label in labels]
+    """Sounds of half a second and of random pitch, under white noise of random strength."""
+    rng, time = np.random.default_rng(seed), np.arange(RATE // 2) / RATE
+    labels, clips = [row % len(SOUNDS) for row in range(rows)], []
+    for label in labels:
+        pitch = rng.uniform(500, 1500) + list(SOUNDS.values())[label] * (time - 0.5)
+        noise = rng.uniform(0.02, 0.3) * rng.standard_normal(len(time))
+        clips.append({"array": 0.3 * np.sin(2 * np.pi * pitch * time) + noise})
+    columns = Features({"audio": {"array": [Value("float32")]}, "labels": ClassLabel(names=list(SOUNDS))})
     return Dataset.from_dict({"audio": clips, "labels": labels}, features=columns)
 
 
 def load_splits(script: ScriptArguments, rate: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Rows to train and to evaluate on; a fifth is held out where the data set has no validation or test split."""
+    """Rows to train and to evaluate on; a fifth is held out where the data set has no split for it."""
     if not script.dataset_name:
         return sounds(120, seed), sounds(480, seed + 1)
     splits = load_dataset(script.dataset_name, script.dataset_config_name)
@@ -106,12 +97,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     extractor: Any = ASTFeatureExtractor(num_mel_bins=32, max_length=48, mean=4.5, std=1.5)
     if script.model_name_or_path:
         extractor = AutoFeatureExtractor.from_pretrained(script.model_name_or_path)
-    rate = extractor.sampling_rate
-    train, test = load_splits(script, rate, args.seed)
+    train, test = load_splits(script, extractor.sampling_rate, args.seed)
     model = load_model(script.model_name_or_path, train.features["labels"].names)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        clips = [np.asarray(row["audio"]["array"])[: 10 * rate] for row in rows]
+        rate = extractor.sampling_rate
+        clips = [np.asarray(row["audio"]["array"])[: 10 * rate] for row in rows]  # ten seconds at most
         batch = extractor(clips, sampling_rate=rate, padding=True, return_tensors="pt")
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
@@ -120,9 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     scores = trainer.evaluate()
     trainer.save_model()
-    card = {"tasks": "audio-classification", "finetuned_from": script.model_name_or_path}
-    card["dataset"] = script.dataset_name or "sounds"
-    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(**card)
+    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(dataset=script.dataset_name or "sounds")
     print(f"Accuracy {scores['eval_accuracy']:.2%} on {len(test)} sounds. The model is in {args.output_dir}.")
     return scores
 

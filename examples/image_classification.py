@@ -10,8 +10,7 @@ A model and a data set of the Hub, with any option of ITRAConfig:
     python examples/image_classification.py --model_name_or_path google/vit-base-patch16-224-in21k \\
         --dataset_name AI-Lab-Makerere/beans --label_column labels --learning_rate 2e-5
 
-Model, image processor, model card and report go to `--output_dir`. Images of your own, one folder for each class, need
-no script: `itra-hf train` reads them. Compare both trainers with `examples/compare.py` or `itra-hf compare`.
+Model, image processor, model card and report go to `--output_dir`. For your own files there is `itra-hf train`.
 """
 
 import sys
@@ -37,7 +36,6 @@ from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.report import write_report
 
 SMALL_MODEL = {"max_steps": 600, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "logging_steps": 50}
-SMALL_MODEL |= {"save_strategy": "no", "dataloader_pin_memory": False}
 
 
 @dataclass
@@ -64,7 +62,7 @@ def digits() -> Dataset:
 
 
 def load_splits(script: ScriptArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Rows to train and to evaluate on; a fifth is held out where the data set has no validation or test split."""
+    """Rows to train and to evaluate on; a fifth is held out where the data set has no split for it."""
     if not script.dataset_name:
         splits = digits().train_test_split(train_size=300, stratify_by_column="labels", seed=seed)
         return splits["train"], splits["test"]
@@ -108,9 +106,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.save_state()
     report = write_report(str(args.output_dir))
     trainer.save_model()
-    card = {"tasks": "image-classification", "finetuned_from": script.model_name_or_path}
-    card["dataset"] = script.dataset_name or "scikit-learn digits"
-    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(**card)
+    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(
+        dataset=script.dataset_name or "scikit-learn digits"
+    )
     print(f"Accuracy {scores['eval_accuracy']:.2%} on {len(test)} images. {report} shows the run.")
     return scores
 

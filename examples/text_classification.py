@@ -11,7 +11,7 @@ A model and a data set of the Hub, with any option of ITRAConfig; a yaml file ma
         --dataset_name legacy-datasets/banking77 --learning_rate 5e-5 --num_train_epochs 3
     accelerate launch --num_processes 2 examples/text_classification.py examples/text_classification.yaml
 
-Model, tokenizer and model card go to `--output_dir`. Files of your own need no script: `itra-hf train` reads them.
+Model, tokenizer and model card go to `--output_dir`. For your own files there is `itra-hf train`.
 """
 
 import importlib
@@ -37,7 +37,6 @@ from itra_hf import ITRAConfig, ITRATrainer
 
 LIBRARIES = ["numpy", "scipy.signal", "scipy.special", "scipy.stats", "torch"]
 SMALL_MODEL = {"max_steps": 200, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "logging_steps": 50}
-SMALL_MODEL |= {"save_strategy": "no", "dataloader_pin_memory": False}
 
 
 @dataclass
@@ -69,7 +68,7 @@ def docstrings() -> Dataset:
 
 
 def load_splits(script: ScriptArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Rows to train and to evaluate on; a fifth is held out where the data set has no validation or test split."""
+    """Rows to train and to evaluate on; a fifth is held out where the data set has no split for it."""
     splits = load_dataset(script.dataset_name) if script.dataset_name else DatasetDict(train=docstrings())
     splits = splits.rename_columns({script.text_column: "text", script.label_column: "labels"})
     if len(splits) == 1:
@@ -110,9 +109,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     scores = trainer.evaluate()
     trainer.save_model()
-    card = {"tasks": "text-classification", "finetuned_from": script.model_name_or_path}
-    card["dataset"] = script.dataset_name or "docstrings"
-    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(**card)
+    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(
+        dataset=script.dataset_name or "docstrings"
+    )
     print(f"Accuracy {scores['eval_accuracy']:.2%} on {len(test)} texts. The model is in {args.output_dir}.")
     return scores
 
