@@ -16,7 +16,7 @@ IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder  # the tests o
 install: .venv/installed
 
 demo: install
-	$(BIN)/python examples/image_classification.py
+	$(BIN)/python examples/compare.py
 
 test: install
 	$(BIN)/python -m pytest $(IN_TWO)

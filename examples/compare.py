@@ -1,12 +1,12 @@
-"""Train a small ViT on scikit-learn's digits with Trainer and with ITRATrainer, on paired seeds, and write the report.
+"""Train a small ViT on scikit-learn's digits with Trainer and with ITRATrainer, on paired seeds, and write a report.
 
-Without arguments it takes 3 seeds and 300 training images:
+Without arguments it takes 3 seeds and 300 training images; `make demo` runs it:
 
     python examples/compare.py
 
-Any option of ITRAConfig may follow, such as `--max_steps 2000 --matching_weight 0.5`, and `--seeds 10` for an interval
-that says more. `--output_dir`, by default `outputs/compare`, takes comparison.html, comparison.png and comparison.json.
-For your own data and models there is the command `itra-hf compare`.
+Any option of ITRAConfig may follow, such as `--max_steps 2000 --matching_weight 0.5`; `--seeds 10` says more.
+comparison.html, comparison.png and comparison.json go to `--output_dir`. A folder that holds finished runs of the same
+settings goes on after them. For your own data and models there is the command `itra-hf compare`.
 """
 
 import sys
@@ -89,6 +89,17 @@ def digits(train_size: int, seed: int) -> Task:
     )
 
 
+def by_seed(runs: list[dict[str, Any]]) -> str:
+    """The accuracy of both trainers on each seed, and how many seeds ITRATrainer won."""
+    accuracy = {(run["seed"], run["trainer"]): run["metrics"]["accuracy"] for run in runs}
+    pairs = {seed: (accuracy[seed, "Trainer"], accuracy[seed, "ITRATrainer"]) for seed, _ in accuracy}
+    lines = [f"{f'seed {seed}':<16}{plain:>12.2%}{itra:>13.2%}" for seed, (plain, itra) in pairs.items()]
+    won = sum(itra > plain for plain, itra in pairs.values())
+    ties = sum(itra == plain for plain, itra in pairs.values())
+    told = f"ITRATrainer won {won} of {len(pairs)} seeds" + (f"; {ties} ended equal." if ties else ".")
+    return "\n".join([f"{'test accuracy':<16}{'Trainer':>12}{'ITRATrainer':>13}", *lines, told])
+
+
 def main(argv: list[str] | None = None) -> Path:
     """Compare, print the scores, and return the report's path."""
     parser = HfArgumentParser((CompareArguments, ITRAConfig))  # type: ignore[arg-type]
@@ -98,7 +109,9 @@ def main(argv: list[str] | None = None) -> Path:
     seeds = list(range(args.seed, args.seed + how.seeds))
     result = compare(digits(how.train_size, args.seed), args, seeds, MEASURES)
     page = write_comparison(Path(args.output_dir) / RESULT)
-    print(f"\n{table(result)}\n\n{result['sentence']}\n\nThe report is {page}")
+    print(f"\n{by_seed(result['runs'])}\n\n{table(result)}\n\n{result['sentence']}\n")
+    print(f"The report is {page}, its picture {page.with_suffix('.png')}.")
+    print("No model is kept here; examples/image_classification.py saves one with its card.")
     return page
 
 
