@@ -70,11 +70,11 @@ class Run:
         reason = self.config.get("hardly_matched")
         return [f"The matching hardly took place: {reason}"] if reason else []
 
-    def figures(self) -> list[tuple[str, float, float]]:
-        """The name, the first and the last value of everything that was measured on the evaluation set."""
+    def figures(self) -> list[tuple[str, float | None, float]]:
+        """The name, the first and the last value of all figures of the evaluation set; a single one is the last."""
         names = dict.fromkeys(name for entry in self.history for name in entry if _is_figure(name))
         found = [(name, self.series(name)[1]) for name in names]
-        return [(name, values[0], values[-1]) for name, values in found if values]
+        return [(name, values[0] if len(values) > 1 else None, values[-1]) for name, values in found if values]
 
 
 def class_scatters(saved: dict[str, np.ndarray]) -> dict[str, float]:
