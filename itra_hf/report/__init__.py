@@ -145,7 +145,7 @@ def _subtitle(run: Run) -> str:
     parts = [f"{config['model']}, trained by {config['trainer']}" if config else "", f"{steps:,} steps"]
     parts.append(config.get("matching_line") or "")
     if "diagnostics_share" in config:
-        parts.append(f"measuring between the first and the last step took {config['diagnostics_share']:.1%} of the time")
+        parts.append(f"measuring, but for the ends, took {config['diagnostics_share']:.1%} of the time")
     if config.get("skipped_measurements"):
         parts.append(f"{config['skipped_measurements']} measurements passed over to keep it so")
     return "; ".join(part for part in parts if part)
