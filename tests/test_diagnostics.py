@@ -189,7 +189,7 @@ class TestStream:
         relative = {name: scatter / between for name, scatter in expected.items()}
         assert stream.class_scatter(relative=True) == pytest.approx(relative, rel=1e-9)
 
-    assert CompactnessStream().class_scatter(relative=True) == {}
+        assert CompactnessStream().class_scatter(relative=True) == {}
 
     def test_memory_does_not_grow_with_the_rows(self):
         stream, rng = CompactnessStream(sample_size=50), np.random.default_rng(0)

@@ -144,8 +144,8 @@ def _subtitle(run: Run) -> str:
     steps = max((int(entry["step"]) for entry in run.history), default=0)
     parts = [f"{config['model']}, trained by {config['trainer']}" if config else "", f"{steps:,} steps"]
     parts.append(config.get("matching_line") or "")
-    if "diagnostics_share" in config:
-        parts.append(f"measuring, but for the ends, took {config['diagnostics_share']:.1%} of the time")
+    if (share := config.get("diagnostics_share")) is not None:
+        parts.append(f"measuring between the first and the last step took {share:.1%} of the time")
     if config.get("skipped_measurements"):
         parts.append(f"{config['skipped_measurements']} measurements passed over to keep it so")
     return "; ".join(part for part in parts if part)
