@@ -1,7 +1,6 @@
 """The model card: what was trained on what, how, how well, and how to use and repeat it."""
 
 import platform
-import re
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +31,7 @@ PACKAGES = ("itra_hf", "transformers", "torch", "datasets", "tokenizers")
 def write_model_card(trainer: Trainer, form: str | None, given: dict[str, Any]) -> None:
     """Write the card of a trained model over the one that Trainer has written, whose metadata it keeps.
 
-    No token, no user's name and no path of this machine gets into it.
+    No token and no path of this machine gets into it, and no user's name but in public addresses.
 
     Args:
         trainer: after training; its folder holds Trainer's `README.md`, and perhaps a picture `features.png`.
@@ -43,8 +42,8 @@ def write_model_card(trainer: Trainer, form: str | None, given: dict[str, Any]) 
     model: Any = trainer.model
     network = model.get_base_model() if is_peft_available() and isinstance(model, peft.PeftModel) else model
     old = ModelCard.load(path, ignore_metadata_errors=True)
-    title = next(iter(re.findall(r"^# (.+)$", old.text, re.MULTILINE)), path.resolve().parent.name)
-    name = (given.get("model_name") or trainer.args.hub_model_id or title).rstrip("/").split("/")[-1]
+    title = given.get("model_name") or trainer.args.hub_model_id or path.resolve().parent.name
+    name = title.rstrip("/").split("/")[-1]
     task = next(iter(_listed(given.get("tasks"))), task_of(network))
     datasets = [public_name(item) for item in _listed(given.get("dataset")) if not is_folder(item)]
     log, tags = log_of_saved_model(trainer), getattr(model, "model_tags", None)

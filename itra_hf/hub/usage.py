@@ -6,25 +6,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from torch import nn
 from transformers import Trainer
-from transformers.models.auto import modeling_auto
+from transformers.modelcard import TASK_MAPPING
 
-# a task of the Hub: the Auto class, the classes of models behind it, and an input
-TASKS: dict[str, tuple[str, Any, str]] = {
-    "image-classification": (
-        "AutoModelForImageClassification",
-        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        "an_image.png",
-    ),
-    "audio-classification": (
-        "AutoModelForAudioClassification",
-        modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-        "a_sound.wav",
-    ),
-    "text-classification": (
-        "AutoModelForSequenceClassification",
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "a text of yours",
-    ),
+# a task of the Hub: the Auto class, and an input
+TASKS = {
+    "image-classification": ("AutoModelForImageClassification", "an_image.png"),
+    "audio-classification": ("AutoModelForAudioClassification", "a_sound.wav"),
+    "text-classification": ("AutoModelForSequenceClassification", "a text of yours"),
 }
 
 PIPELINE = """from transformers import pipeline
@@ -39,10 +27,10 @@ model = PeftModel.from_pretrained(base, "{repository}")"""
 
 
 def task_of(network: nn.Module) -> str | None:
-    """The task that a class of models does."""
-    for task, (_, mapping, _) in TASKS.items():
-        names = [name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)]
-        if type(network).__name__ in names:
+    """The task that a class of models does, as Trainer's card has it."""
+    mappings: dict[str, Any] = TASK_MAPPING
+    for task, mapping in mappings.items():
+        if any(type(network).__name__ in ([kind] if isinstance(kind, str) else kind) for kind in mapping.values()):
             return task
     return None
 
@@ -62,7 +50,7 @@ def usage(trainer: Trainer, is_adapter: bool, task: str | None, repository: str,
     """How to use the model, where its task is known."""
     if task not in TASKS:
         return None
-    auto, _, example = TASKS[task]
+    auto, example = TASKS[task]
     if is_adapter:
         num_labels = trainer.model.config.num_labels  # type: ignore[union-attr]
         return ADAPTER.format(auto=auto, base=base or "the base model", num_labels=num_labels, repository=repository)
