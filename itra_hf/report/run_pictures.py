@@ -52,7 +52,7 @@ def _guards(run: Run) -> Picture | None:
     lines = {"applied, after ramp and cap": applied}
     if applied[0] and "matching_weight" in settings:
         weight = settings["matching_weight"] * run.config["matching_share"]
-        logged = sorted({entry["step"] for entry in run.history if "loss" in entry})
+        logged = sorted({entry["step"] for entry in run.history if {"loss", "matching_weight"} & set(entry)})
         asked = _mean_ramp(logged, weight, run.config["planned_steps"], settings["matching_warmup_ratio"])
         lines = {"asked for by the ramp": (applied[0], [asked[step] for step in applied[0]]), **lines}
     caption = (
