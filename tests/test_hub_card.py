@@ -105,7 +105,7 @@ def test_no_token_user_or_path_gets_into_the_card(trained, tmp_path):
         assert secret not in card
     assert card.count("jane") == card.count('model="jane/pets"') == 1  # the name of the repository is public
     assert "on secret (48 rows" in card
-    trained.state.log_history.append({"eval_loss": 0.5, "step": 4})
+    trained.state.log_history.append({"eval_loss": 0.5, "eval_accuracy": 0.5, "step": 4})
     for private in ("dataset", "dataset_tags", "dataset_args"):
         names = {"dataset": "pets", "dataset_tags": "pets", "dataset_args": "small"}
         trained.create_model_card(**names | {private: str(tmp_path / "secret.csv")})
