@@ -199,7 +199,7 @@ class ITRATrainer(SavingTrainer):
         if self.is_world_process_zero() and self.matching_is_on:
             given = signature(super().create_model_card).bind(*args, **kwargs).arguments
             form = None if self.matching_loss is not None else self.matching_form or self.matching_args.matching
-            write_model_card(self, form, given.get("tasks"), given.get("dataset"))
+            write_model_card(self, form, given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         parent, pairs = super()._get_train_sampler, self.matching_args.pairing == "class"

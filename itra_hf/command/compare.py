@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf.command.differences import SIDES
 from itra_hf.command.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings, options_of
 from itra_hf.command.summary import described, summarise
 from itra_hf.command.tasks import Task
@@ -23,7 +22,7 @@ from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.files import write_anew
 from itra_hf.hub.checkpoints import last_whole_checkpoint
-from itra_hf.hub.scores import is_score
+from itra_hf.hub.scores import SIDES, is_score
 from itra_hf.trainer import ITRATrainer
 
 RESULT = "comparison.json"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-SIDES = ("Trainer", "ITRATrainer")
+from itra_hf.hub.scores import SIDES
 
 
 def paired_differences(runs: list[dict[str, Any]], sides: tuple[str, str] = SIDES) -> dict[str, dict[str, Any]]:

@@ -11,12 +11,12 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
 from itra_hf.command.contents import model_digest, processor_digest, rows_digest
-from itra_hf.command.differences import SIDES
 from itra_hf.command.tasks import Task
 from itra_hf.config import ITRAConfig
 from itra_hf.files import write_anew
 from itra_hf.hub.checkpoints import STATE
 from itra_hf.hub.public import PRIVATE
+from itra_hf.hub.scores import SIDES
 
 logger = logging.get_logger(__name__)
 

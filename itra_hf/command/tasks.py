@@ -183,6 +183,7 @@ def load_task(data: TaskArguments, seed: int) -> Task:
             return processor(*(rows[column] for column in columns), truncation=True, max_length=data.max_length)
 
         train, test = (part.map(tokenize, batched=True, remove_columns=columns) for part in (train, test))
+        tokenize({column: [""] for column in columns})  # rows from the cache leave the tokenizer without its truncation
         collator: Any = DataCollatorWithPadding(processor)
     else:
         is_audio = kind == "audio"  # a picture is decoded by the collator, which names a broken one

@@ -37,7 +37,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
     - `gradient_scatter`: those of that function, on `num_batches` mini-batches of the training set;
     - `over_adaptation`: those of that function, means over pairs of these mini-batches. Each trial step is on the task
       loss alone, from the present weights and optimizer state; nothing is logged while the learning rate is 0;
-    - `diagnostics_share`: the share of the run's time so far that measuring has taken.
+    - `diagnostics_share`: the share of the run's time so far that measuring has taken, without the first and the last.
 
     What the report needs is left in the folder `_diagnostics` of `output_dir`, which Trainer does not push to the Hub,
     and the run's log in its `trainer_state.json`. All ranks measure the same rows; models whose parameters are sharded
@@ -52,7 +52,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
         max_rows: features of at most this many rows, drawn once.
         num_batches: mini-batches for the gradients, drawn once.
         max_share: measuring takes at most this share of the run's time: a measurement is passed over where it would
-            take more. The first and the last are made in any case.
+            take more. The first and the last are made in any case, and do not count.
         seed: of the draws, which leave the global random state alone.
         trainer: whose callback this is; `ITRATrainer` fills it in.
 
@@ -108,7 +108,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
         self._probe, self._step = None, -1
         self._begun, self._spent, self._cost, self._skipped = time.perf_counter(), 0.0, 0.0, 0
         if state.global_step == 0:
-            self._measure(state)
+            self._measure(state, counts=False)
             self._log(control)
             if state.is_world_process_zero and self._features is not None:
                 SavedRun(args.output_dir).save_features("before", *self._features, self.trainer.model)
@@ -118,7 +118,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         due = self.every is not None and state.global_step % self.every == 0
         if last or (due and self._can_afford(args)):
-            self._measure(state)
+            self._measure(state, counts=not last)
             self._log(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
@@ -142,7 +142,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             if self._probe and self._features:
                 self._features = self._probe.features()
         elif self._step != state.global_step:  # stopped early; the trackers are closed by now
-            self._measure(state)
+            self._measure(state, counts=False)
             state.log_history.append(self._found | {"epoch": state.epoch, "step": state.global_step})
         if state.is_world_process_zero:
             saved = SavedRun(args.output_dir)
@@ -151,8 +151,8 @@ class ITRADiagnosticsCallback(TrainerCallback):
             saved.save_config(self.trainer, {"diagnostics_share": self._share(), "skipped_measurements": self._skipped})
             state.save_to_json(str(Path(args.output_dir) / STATE))
 
-    def _measure(self, state: Any) -> None:
-        """Measure, and keep the figures and the features."""
+    def _measure(self, state: Any, counts: bool = True) -> None:
+        """Measure, and keep the figures and the features; what `max_share` does not count is taken out of the time."""
         start = time.perf_counter()
         if self._probe is None and self.trainer is not None:
             self._probe = Probe(self.trainer, *self._sample)
@@ -160,7 +160,10 @@ class ITRADiagnosticsCallback(TrainerCallback):
             self._found, self._features = self._probe.measure()
             self._step = state.global_step
         self._cost = time.perf_counter() - start
-        self._spent += self._cost
+        if counts:
+            self._spent += self._cost
+        else:
+            self._begun += self._cost
         if state.global_step > 0 and self.trainer is not None and self.trainer.is_in_train:
             self._found["diagnostics_share"] = self._share()
 

@@ -132,9 +132,16 @@ class CompactnessStream:
         _, rows, classes = self._sample
         return self.measures(rows.double(), classes)
 
-    def class_scatter(self) -> dict[Any, float]:
-        """The scatter within each class, `sum |x_i - m_c|^2 / n_c` over its rows, in squared feature units."""
-        return dict(zip(self._classes, (self._scatters / self._counts).tolist(), strict=True))
+    def class_scatter(self, *, relative: bool = False) -> dict[Any, float]:
+        """The scatter within each class, `sum |x_i - m_c|^2 / n_c` over its rows, in squared feature units.
+
+        With `relative` it is over the scatter between the classes; empty where that is rounding noise.
+        """
+        _, _, between, noise = self._between()
+        if relative and not between > noise:
+            return {}
+        scatters = self._scatters / self._counts / (between if relative else 1.0)
+        return dict(zip(self._classes, scatters.tolist(), strict=True))
 
     def measures(self, rows: Tensor, classes: Tensor) -> dict[str, float]:
         """The measures of all rows so far, with `nc1` taken over these rows, `[r, d]`, of classes `[r]`."""
@@ -143,11 +150,8 @@ class CompactnessStream:
             raise ValueError(f"{len(self._classes)} class in {number} rows; compactness compares at least two classes")
         if self._counts.max() < 2:
             raise ValueError(f"each of the {len(self._classes)} classes has one row; give some class two rows or more")
-        total = float(self._counts.sum())
-        shares = self._counts / total
-        centred = self._means - shares @ self._means
-        within, between = float(self._scatters.sum()) / total, float(shares @ centred.square().sum(1))
-        noise = rounding_noise(self._eps, self._squares / total)
+        shares, centred, between, noise = self._between()
+        within = float(self._scatters.sum() / self._counts.sum())
         scatters = {"within_scatter": within, "between_scatter": between}
         if not within + between > noise:  # also where a feature is not finite
             ratios = dict.fromkeys(("scatter_ratio", "nc1", "silhouette", "class_mean_separation"), float("nan"))
@@ -161,6 +165,14 @@ class CompactnessStream:
             "class_mean_separation": class_mean_separation(centred, within),
             "collapsed": 0.0,
         }
+
+    def _between(self) -> tuple[Tensor, Tensor, float, float]:
+        """The classes' shares of the rows, their centred means, the scatter of these, and what is rounding noise."""
+        total = self._counts.sum()
+        shares = self._counts / total
+        centred = self._means - shares @ self._means
+        noise = rounding_noise(self._eps, self._squares / max(float(total), 1.0))
+        return shares, centred, float(shares @ centred.square().sum(1)), noise
 
     def _merge(self, rows: Tensor, classes: Tensor) -> None:
         """Merge the counts, means and scatters of a batch into those of the rows before."""

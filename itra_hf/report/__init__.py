@@ -144,15 +144,15 @@ def _subtitle(run: Run) -> str:
     steps = max((int(entry["step"]) for entry in run.history), default=0)
     parts = [f"{config['model']}, trained by {config['trainer']}" if config else "", f"{steps:,} steps"]
     parts.append(config.get("matching_line") or "")
-    if "diagnostics_share" in config:
-        parts.append(f"measuring took {config['diagnostics_share']:.1%} of the time")
+    if (share := config.get("diagnostics_share")) is not None:
+        parts.append(f"measuring between the first and the last step took {share:.1%} of the time")
     if config.get("skipped_measurements"):
         parts.append(f"{config['skipped_measurements']} measurements passed over to keep it so")
     return "; ".join(part for part in parts if part)
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    rows = [(name.removeprefix("eval_"), _digits(first), _digits(last)) for name, first, last in run.figures()]
+    rows = [(name.removeprefix("eval_"), *map(_digits, values)) for name, *values in run.figures()]
     return {
         "title": "On the evaluation set",
         "head": ["", "first", "last"],
@@ -197,7 +197,7 @@ def _runs(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _signed(value: float | None) -> str:
