@@ -1,7 +1,7 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from transformers import TrainingArguments
 
@@ -12,6 +12,10 @@ MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
 POOLINGS = ("auto", "first", "last", "mean")
 SCOPES = ("micro_batch", "optimizer_step")
+if TYPE_CHECKING:
+    Layer = int | str
+else:
+    Layer = str  # HfArgumentParser would read every union of the two as `int`
 
 
 def _help(text: str) -> dict[str, str]:
@@ -59,7 +63,7 @@ class MatchingArguments:
     pairing: Literal["class", "random"] = field(
         default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
     )
-    feature_layer: str = field(
+    feature_layer: Layer = field(
         default="head",
         metadata=_help(
             "'head', the classifier's input; the name of a module, for its input; or a hidden state's index."

@@ -118,7 +118,8 @@ def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     if pyarrow.types.is_primitive(column.type):
         return column.to_numpy()
     coded = column.combine_chunks().dictionary_encode()  # one object for each class, not for each row
-    return np.append(coded.dictionary.to_numpy(zero_copy_only=False), None)[coded.indices.fill_null(-1)]
+    known = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    return known[coded.indices.fill_null(-1)]
 
 
 @_or_none
