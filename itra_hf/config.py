@@ -1,17 +1,13 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from itra_hf.features import hidden_state_index
-from itra_hf.losses import LOSSES, Form
+from itra_hf.losses import Form
 
-MATCHING_FORMS = ("auto", *LOSSES, "none")
-PAIRINGS = ("class", "random")
-POOLINGS = ("auto", "first", "last", "mean")
-SCOPES = ("micro_batch", "optimizer_step")
 if TYPE_CHECKING:
     Layer = int | str
 else:
@@ -88,15 +84,10 @@ class MatchingArguments:
     )
 
     def __post_init__(self) -> None:
-        choices = {
-            "matching": MATCHING_FORMS,
-            "pairing": PAIRINGS,
-            "matching_scope": SCOPES,
-            "feature_pooling": POOLINGS,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        for name, kind in get_type_hints(MatchingArguments).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}")
         layer = self.feature_layer
         is_name = isinstance(layer, str) and layer.strip(". ") != "" and not layer.startswith("-")
         if hidden_state_index(str(layer)) is None and not is_name:
@@ -180,7 +171,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
         >>> ITRAConfig(output_dir="out", matching="clas")
         Traceback (most recent call last):
         ...
-        ValueError: matching='clas' is unknown; choose one of auto, marginal, class_conditional, joint, none
+        ValueError: matching='clas' is unknown; choose one of auto, class_conditional, marginal, joint, none
     """
 
     def __post_init__(self) -> None:
