@@ -2,17 +2,17 @@
 
 import warnings
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from itra_hf.features import hidden_state_index
-from itra_hf.losses import LOSSES, Form
+from itra_hf.losses import Form
 
-MATCHING_FORMS = ("auto", *LOSSES, "none")
-PAIRINGS = ("class", "random")
-POOLINGS = ("mean", "first", "last", "auto")
-SCOPES = ("micro_batch", "optimizer_step")
+if TYPE_CHECKING:
+    Layer = int | str
+else:
+    Layer = str  # HfArgumentParser would read every union of the two as `int`
 
 
 def _help(text: str) -> dict[str, str]:
@@ -60,7 +60,7 @@ class MatchingArguments:
     pairing: Literal["class", "random"] = field(
         default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
     )
-    feature_layer: str = field(
+    feature_layer: Layer = field(
         default="head",
         metadata=_help(
             "'head', the classifier's input; the name of a module, for its input; or a hidden state's index."
@@ -82,15 +82,10 @@ class MatchingArguments:
     )
 
     def __post_init__(self) -> None:
-        choices = {
-            "matching": MATCHING_FORMS,
-            "pairing": PAIRINGS,
-            "matching_scope": SCOPES,
-            "feature_pooling": POOLINGS,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        for name, kind in get_type_hints(MatchingArguments).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}")
         if self.feature_pooling == "auto":
             warnings.warn("feature_pooling='auto' means 'mean', and will go; write 'mean'", FutureWarning, stacklevel=3)
             self.feature_pooling = "mean"
@@ -177,7 +172,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
         >>> ITRAConfig(output_dir="out", matching="clas")
         Traceback (most recent call last):
         ...
-        ValueError: matching='clas' is unknown; choose one of auto, marginal, class_conditional, joint, none
+        ValueError: matching='clas' is unknown; choose one of auto, class_conditional, marginal, joint, none
     """
 
     def __post_init__(self) -> None:

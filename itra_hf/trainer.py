@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from inspect import signature
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from itra_hf.hub.card import write_model_card
 from itra_hf.hub.saving import SavingTrainer
 from itra_hf.pairing import Pairing, class_column, collated_labels, label_names, pair_rows
 from itra_hf.step import MatchingLoss, Run, check_setup
+
+
+class _NoOthers(TypedDict):
+    """The further keywords that type checkers let through: none, so that they report a misspelt one."""
 
 
 class ITRATrainer(SavingTrainer):
@@ -78,7 +82,7 @@ class ITRATrainer(SavingTrainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         matching_loss: MatchingLoss | None = None,
-        **others: Any,
+        **others: Unpack[_NoOthers],
     ) -> None:
         options = {name: value for name, value in locals().items() if name in signature(SavingTrainer).parameters}
         if optimizers == (None, None):

@@ -1,12 +1,13 @@
 """What the options promise: defaults, checks, and the command line."""
 
 import pickle
+from typing import get_args, get_type_hints
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from itra_hf import ITRAConfig
-from itra_hf.config import MATCHING_FORMS, MatchingArguments
+from itra_hf.config import MatchingArguments
 from itra_hf.losses import LOSSES
 
 
@@ -26,7 +27,7 @@ def test_defaults_are_the_designs():
 
 
 def test_every_loss_has_a_form():
-    assert set(MATCHING_FORMS) == {"auto", "none", *LOSSES}
+    assert set(get_args(get_type_hints(MatchingArguments)["matching"])) == {"auto", "none", *LOSSES}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,9 @@ def test_reads_from_a_command_line(tmp_path):
     flags = ["--output_dir", str(tmp_path), "--matching", "joint", "--matching_max_grad_ratio", "inf"]
     (args,) = parser.parse_args_into_dataclasses([*flags, "--gather_features", "false", "--bandwidth", "2.5"])
     assert (args.matching, args.matching_max_grad_ratio, args.gather_features) == ("joint", None, False)
-    assert args.bandwidth == 2.5
+    assert (args.bandwidth, args.feature_layer) == (2.5, "head")
+    for layer in ("-1", ".head"):
+        assert parser.parse_args_into_dataclasses([*flags, "--feature_layer", layer])[0].feature_layer == layer
     own = HfArgumentParser(MatchingArguments)  # alone: a help string of transformers 5.2 itself holds a bare %
     assert "--matching_warmup_ratio" in own.format_help()
 

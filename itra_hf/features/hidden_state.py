@@ -62,8 +62,9 @@ class HiddenState(FeatureReader):
             try:
                 outputs = model(**inputs, **ASK)
             except TypeError as error:
+                name = type(model).__name__
                 raise HeadNotFoundError(
-                    f"{type(model).__name__} cannot be asked for hidden states ({error}); take feature_layer='head'"
+                    f"{name} cannot be asked for hidden states ({error}); name a module by feature_layer"
                 ) from error
         return cls.explain(recorder.calls, outputs, layer, pooling, type(model).__name__)
 
@@ -85,7 +86,7 @@ class HiddenState(FeatureReader):
         if not -len(states) <= layer < len(states):
             raise HeadNotFoundError(
                 f"{name} has {len(states)} hidden states, and feature_layer={layer} is none of them; "
-                f"take an index from {-len(states)} to {len(states) - 1}, or feature_layer='head'"
+                f"take an index from {-len(states)} to {len(states) - 1}"
             )
         state, found = states[layer].detach(), None
         for call in calls:
@@ -161,12 +162,12 @@ def _hidden_states(outputs: Any, name: str) -> Sequence[Tensor]:
     """All hidden states of a forward pass; those of the encoder, where there is a decoder, too."""
     if not isinstance(outputs, Mapping):
         raise HeadNotFoundError(
-            f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; set "
-            "config.return_dict=True, or take feature_layer='head'"
+            f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; let it "
+            "return them by name (models of transformers: config.return_dict=True), or name a module by feature_layer"
         )
     states = outputs.get("hidden_states", outputs.get("encoder_hidden_states"))
-    if states is None:
-        raise HeadNotFoundError(f"{name} gives no hidden states; take feature_layer='head'")
+    if states is None or not len(states):
+        raise HeadNotFoundError(f"{name} gives no hidden states; name a module by feature_layer")
     return cast(Sequence[Tensor], states)
 
 

@@ -195,7 +195,7 @@ def _refuse(model: nn.Module, calls: Sequence[Call], possible: Mapping[Any, Tens
     could = f" (it could be {names})" if names else ""
     raise HeadNotFoundError(
         f"{type(model).__name__} has no linear layer whose output makes its logits; name the classifier by "
-        f"feature_layer{could}, or take a hidden state (with a matching_loss of your own where no form fits)"
+        f"feature_layer{could}"
     )
 
 

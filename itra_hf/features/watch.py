@@ -182,7 +182,7 @@ class FeatureWatch:
         parameters = signature(self.model.forward).parameters
         if not (ASK.keys() & parameters.keys() or any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())):
             raise HeadNotFoundError(
-                f"{type(self.model).__name__} cannot be asked for hidden states; take feature_layer='head'"
+                f"{type(self.model).__name__} cannot be asked for hidden states; name a module by feature_layer"
             )
         return recorder
 

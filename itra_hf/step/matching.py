@@ -75,9 +75,10 @@ class Matching:
         self._has_agreed = True
         loss = self.own_loss or choose_matching_loss(self.args, kind)
         if loss is None:
-            raise HeadNotFoundError(
-                "the batch holds no label for each row; give every row its label, or take matching='marginal'"
-            )
+            way_out = "give every row its label, or take matching='marginal'"
+            if not has_features:
+                way_out = "matching='marginal' needs none, but a module that is named by feature_layer"
+            raise HeadNotFoundError(f"the batch holds no label for each row; {way_out}")
         if has_features:
             self._loss, self.form, self.kind = loss, choose_form(self.args, kind), kind
             self.couples.by_class = kind == "classes" and self.own_loss is None and self.form != "marginal"
@@ -187,7 +188,7 @@ class Matching:
                 return None
             raise HeadNotFoundError(
                 f"the model got {rows} rows where the batch holds {len(labels)} labels, so the label of a row is not "
-                "known (hand the labels to the model, too)"
+                "known (hand them to the model, too, if it takes any)"
             )
         return labels
 

@@ -106,7 +106,8 @@ class Run:
         if self.watch.passes == 0 and self._was_on and self._open is None:
             raise_or_go_without(
                 self.trainer,
-                "no features were seen in the first step; call super().training_step and super().compute_loss in yours",
+                "no features were seen in the first step; they are read where super().compute_loss, within "
+                "super().training_step, calls the model with gradient",
             )
 
     def training_step(

@@ -39,7 +39,7 @@ def check_head(model: nn.Module) -> None:
         labels = cast(Any, model).config.num_labels
         raise HeadNotFoundError(
             f"{type(model).__name__} has no linear classification head (config.num_labels={labels}); name "
-            "another module by feature_layer, or take a hidden state and matching='marginal'"
+            "another module by feature_layer, with matching='marginal' where a row has no label of its own"
         )
 
 
@@ -132,7 +132,7 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
     if inside and trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):
         raise ValueError(
             f"feature_layer={args.feature_layer!r} lies where gradient checkpointing with use_reentrant=True keeps no "
-            "graph; take gradient_checkpointing_kwargs={'use_reentrant': False}, or feature_layer='head'"
+            "graph; take gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
     changed = not training or trainer.model_init is not None  # what was looked at before is not read again
     if changed and trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
@@ -159,10 +159,12 @@ def check_rows(trainer: Trainer, rows: int) -> None:
         rows //= trainer.args.world_size
     whole_step = matching_arguments(trainer.args).matching_scope == "optimizer_step"
     if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
+        compiled = trainer.args.torch_compile  # which admits no other scope
+        accumulate = "" if compiled else "accumulate gradients with matching_scope='optimizer_step', or "
         raise ValueError(
             f"{rows} row in a batch of one device (per_device_train_batch_size="
             f"{trainer.args.per_device_train_batch_size}) leaves no pair to match; take at least 2 for each device, or "
-            "accumulate gradients with matching_scope='optimizer_step', or take matching='none'"
+            f"{accumulate}take matching='none'"
         )
 
 
