@@ -57,7 +57,7 @@ def difference_picture(content: dict[str, Any]) -> Picture | None:
 
 def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
     """Every pair of runs, and the curves of those runs whose folders are there."""
-    runs = [(entry, _run(folder, entry)) for entry in content["runs"] if entry["trainer"] in TRAINERS]
+    runs = [(entry, _run(folder, entry)) for entry in content["runs"] if entry["trainer"] in SIDES]
     pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
     return [picture for picture in pictures if picture is not None]
 
