@@ -60,7 +60,7 @@ INTRODUCTION = f"How often features collapse, with both {GUARDS_LINK} and withou
 SETTING = f"""`python benchmarks/collapse.py --fashion_mnist FOLDER` trains small models in every combination of
 these:
 
-| | |
+| setting | values |
 |---|---|
 | data | {TRAIN_ROWS["digits"]:,} of scikit-learn's digits; {TRAIN_ROWS["fashion_mnist"]:,} of Fashion-MNIST, 16 x 16 |
 | model | small MLP, CNN, ViT |

@@ -49,7 +49,7 @@ INTRO = """# Performance of the losses
 
 Time and memory of the matching losses alone, without a model. `python benchmarks/losses.py` measures your machine.
 
-| | meaning |
+| term | meaning |
 |---|---|
 | time | one forward and backward pass over float32 features of shape `[n, 768]` on each side |
 | on a CPU | CPU time of one thread |
