@@ -51,8 +51,8 @@ package takes them after the dropout. This page compares both choices on two tas
 | `before` | what the dropout gets |
 
 - `digits`: a small ViT from scratch, with 200 of scikit-learn's digits for training.
-- `docstrings`: which of {packages} packages is the first sentence of a docstring from? {per_class} sentences of each are
-  for training. MiniLM is frozen. Trained on top: a dense layer, tanh, dropout and head, as in BERT.
+- `docstrings`: which of {packages} packages is the first sentence of a docstring from? {per_class} training sentences
+  for each package. MiniLM is frozen. Trained on top: a dense layer, tanh, dropout and head, as in BERT.
 
 ITRA is at its defaults. The values are mean and standard deviation over {seeds} paired runs. Differences are paired,
 and p is from a t-test. `python benchmarks/dropout.py`, torch {torch}, one thread. [Coverage](coverage.md) lists the
