@@ -1,5 +1,6 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -10,7 +11,7 @@ from itra_hf.losses import LOSSES, Form
 
 MATCHING_FORMS = ("auto", *LOSSES, "none")
 PAIRINGS = ("class", "random")
-POOLINGS = ("auto", "first", "last", "mean")
+POOLINGS = ("mean", "first", "last", "auto")
 SCOPES = ("micro_batch", "optimizer_step")
 
 
@@ -65,8 +66,8 @@ class MatchingArguments:
             "'head', the classifier's input; the name of a module, for its input; or a hidden state's index."
         ),
     )
-    feature_pooling: Literal["auto", "first", "last", "mean"] = field(
-        default="auto", metadata=_help("How a hidden state becomes one row per example; 'auto' is the mean.")
+    feature_pooling: Literal["mean", "first", "last", "auto"] = field(
+        default="mean", metadata=_help("How the tokens of a hidden state become one row per example.")
     )
     gather_features: bool = field(
         default=True, metadata=_help("Match the features of all ranks, not of each rank apart.")
@@ -79,9 +80,6 @@ class MatchingArguments:
     bandwidth: float | None = field(
         default=None, metadata=_help("Kernel bandwidth in squared feature units; by default the mean rule.")
     )
-    unbiased: bool = field(
-        default=False, metadata=_help("Use the unbiased estimator, which has no regularising effect.")
-    )
 
     def __post_init__(self) -> None:
         choices = {
@@ -93,6 +91,9 @@ class MatchingArguments:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        if self.feature_pooling == "auto":
+            warnings.warn("feature_pooling='auto' means 'mean', and will go; write 'mean'", FutureWarning, stacklevel=3)
+            self.feature_pooling = "mean"
         layer = self.feature_layer
         is_name = isinstance(layer, str) and layer.strip(". ") != "" and not layer.startswith("-")
         if hidden_state_index(str(layer)) is None and not is_name:
@@ -148,8 +149,9 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
             a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module;
             one that is called `head` is meant by `".head"`.
             An index takes that hidden state, 0 being the embeddings and -1 the last.
-        feature_pooling: how tokens become one row per example: `"first"`, `"last"` or `"mean"` over the attended ones;
-            `"auto"` (default) is the mean. The head's input needs no pooling.
+        feature_pooling: how the tokens of a hidden state become one row per example: `"mean"` (default), `"first"` or
+            `"last"` of the attended ones. The head's input needs no pooling. `"auto"` means `"mean"`, with a warning;
+            the next release will not take it.
         gather_features: match the features of all ranks (default), or of each rank apart.
         matching_scope: under gradient accumulation, match within each `"micro_batch"` (default) or across the whole
             `"optimizer_step"`, as if it were one batch: a third to a half more time, the memory of one micro-batch.
@@ -165,7 +167,6 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, at most 15, default 5.
         bandwidth: kernel bandwidth in squared feature units; `None` (default) takes the mean squared distance.
-        unbiased: the unbiased estimator; `False` by default, because the bias is what regularises.
 
     Raises:
         ValueError: for a value outside its range; the message names the value and the way out.

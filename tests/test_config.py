@@ -22,7 +22,7 @@ def test_defaults_are_the_designs():
     assert (args.matching, args.matching_weight, args.matching_warmup_ratio) == ("auto", 1.0, 0.3)
     assert args.matching_full_weight_rows == 250
     assert (args.matching_max_grad_ratio, args.pairing, args.gather_features) == (1.0, "class", True)
-    assert (args.num_bandwidths, args.bandwidth, args.unbiased) == (5, None, False)
+    assert (args.num_bandwidths, args.bandwidth) == (5, None)
 
 
 def test_every_loss_has_a_form():
@@ -61,6 +61,12 @@ def test_a_value_outside_its_range_is_named_with_the_way_out(name, value, way_ou
         ITRAConfig("out", **{name: value})
     assert str(value) in str(error.value)
     assert way_out in str(error.value)
+
+
+def test_the_old_name_of_the_mean_is_taken_with_a_warning():
+    with pytest.warns(FutureWarning, match="feature_pooling='auto' means 'mean', and will go; write 'mean'"):
+        args = ITRAConfig("out", feature_pooling="auto")
+    assert args.feature_pooling == MatchingArguments().feature_pooling == "mean"
 
 
 def test_reads_from_a_command_line(tmp_path):

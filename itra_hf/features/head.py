@@ -206,7 +206,7 @@ class HeadInput(FeatureReader):
                 f"the module {name!r} was given {what}, and features are floats [rows, d], [rows, tokens, d] or "
                 "[rows, d, height, width]; take another feature_layer"
             )
-        poolings = {2: "row", 3: "mean" if pooling == "auto" else pooling, 4: "places"}
+        poolings = {2: "row", 3: pooling, 4: "places"}
         return cls(module, poolings[given.ndim])
 
     @property

@@ -44,7 +44,7 @@ class HiddenState(FeatureReader):
         self.pooling = pooling
 
     @classmethod
-    def find(cls, model: nn.Module, inputs: Mapping[str, Any], layer: int, pooling: str = "auto") -> Self:
+    def find(cls, model: nn.Module, inputs: Mapping[str, Any], layer: int, pooling: str = "mean") -> Self:
         """Find the module that makes hidden state `layer`, by a forward pass that leaves the model as it was.
 
         Args:
@@ -52,7 +52,7 @@ class HiddenState(FeatureReader):
             inputs: a batch.
             layer: index into `hidden_states`; 0 is the embeddings, -1 the last. Of a model with an encoder and a
                 decoder, into the encoder's.
-            pooling: `"auto"` is the mean.
+            pooling: as of the class.
 
         Raises:
             HeadNotFoundError: if the model has no such hidden state, or no module gives it.
@@ -96,7 +96,7 @@ class HiddenState(FeatureReader):
             raise HeadNotFoundError(f"no module of {name} gives its hidden state {layer}; take another feature_layer")
         own = [call for call in calls if call.module is found.module]
         index = None if len(own) == 1 else next(number for number, call in enumerate(own) if call is found)
-        return cls(found.module, "mean" if pooling == "auto" else pooling, index)
+        return cls(found.module, pooling, index)
 
     def describe(self, names: Mapping[nn.Module, str]) -> str:
         """The module by name, and how its output is pooled."""

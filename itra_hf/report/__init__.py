@@ -102,7 +102,7 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "subtitle": f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
         "warnings": list(content.get("warnings", [])),
         "sentence": content["sentence"],
-        "tables": [_differences(content), _runs(content)],
+        "tables": [_differences(content), *_further(content), _runs(content)],
         "sections": [
             _section("Paired by seed", [differences, *comparison_pictures(content, folder)], folder),
             _section("Features", maps, folder) | {"legend": legend},
@@ -170,6 +170,20 @@ def _differences(content: dict[str, Any]) -> dict[str, Any]:
     head = ["mean", "Trainer", "ITRATrainer", "difference", "95 % interval"]
     note = "Means over the seeds; differences are ITRATrainer minus Trainer, paired by seed."
     return {"title": "Differences", "head": head, "rows": rows, "note": note}
+
+
+def _further(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table of the further arms, in the main metric and the loss; none without such arms."""
+    rows = []
+    for pair in content.get("also", []):
+        for name in dict.fromkeys((content["metric"], "loss")):
+            if entry := pair["differences"].get(name):
+                interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
+                means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
+                rows.append((f"{pair['second']} against {pair['first']}", name, *means, interval))
+    head = ["arms", "mean", "other", "named first", "difference", "95 % interval"]
+    note = "Differences are the arm named first minus the other one, paired by seed."
+    return [{"title": "Further arms", "head": head, "rows": rows, "note": note}] if rows else []
 
 
 def _runs(content: dict[str, Any]) -> dict[str, Any]:

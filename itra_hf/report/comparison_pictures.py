@@ -51,13 +51,13 @@ def difference_picture(content: dict[str, Any]) -> Picture | None:
         "Every dot is a seed; diamond and bar are their mean and its 95 % interval. Left of 0, ITRATrainer has less."
     )
     told = [f"{name}: {entry['difference']:+.3g} in the mean." for name, entry in differences.items()]
-    alt = f"Paired differences, ITRATrainer minus Trainer, of {len(content['runs']) // 2} seeds. {' '.join(told)}"
+    alt = f"Paired differences, ITRATrainer minus Trainer, by seed. {' '.join(told)}"
     return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
 
 
 def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
     """Every pair of runs, and the curves of those runs whose folders are there."""
-    runs = [(entry, _run(folder, entry)) for entry in content["runs"]]
+    runs = [(entry, _run(folder, entry)) for entry in content["runs"] if entry["trainer"] in TRAINERS]
     pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
     return [picture for picture in pictures if picture is not None]
 

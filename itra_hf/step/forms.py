@@ -62,7 +62,7 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
             "take matching='joint' or 'marginal'"
         )
     label_kernel = None if name == "marginal" else LABEL_KERNELS[str(kind)]
-    form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths, args.unbiased)
+    form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths)
 
     signs: dict[int, Tensor] = {}  # by the number of rows, for a batch of as many needs no other
 
