@@ -289,7 +289,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert not re.search(r"(/tmp|/home|/root|stderr)", kept)
 
 
-def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
+def test_figures_are_those_of_the_pages(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
@@ -297,5 +297,5 @@ def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
     figures.main(tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {path.name for path in (ROOT / "docs/figures").iterdir()}
-    page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    assert made == set(re.findall(r"figures/(\S+\.png)", page))
+    shown = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "concepts.md"))
+    assert made == set(re.findall(r"figures/(\S+\.png)", shown))
