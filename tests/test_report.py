@@ -366,6 +366,17 @@ def test_a_comparison_shows_runs_differences_and_both_maps(tmp_path):
     assert report.main([str(tmp_path)]) == page
 
 
+def test_further_arms_leave_the_maps_of_both_trainers(tmp_path):
+    path = comparison(tmp_path)
+    content = json.loads(path.read_text())
+    content["runs"] += [run | {"trainer": "Trainer with x=1", "folder": "arm-seed-2"} for run in content["runs"][2:3]]
+    path.write_text(json.dumps(content))
+    for folder in ("Trainer-seed-2", "ITRATrainer-seed-2", "arm-seed-2"):
+        many_classes(tmp_path / folder, number=5)
+    report.write_comparison(path)
+    assert {path.stem for path in (tmp_path / "report").glob("map-*")} == {"map-Trainer", "map-ITRATrainer"}
+
+
 def test_a_comparison_that_was_cut_off_after_one_run_has_a_report(tmp_path):
     path = comparison(tmp_path)
     content = json.loads(path.read_text())
