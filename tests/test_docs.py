@@ -299,3 +299,16 @@ def test_figures_are_those_of_the_pages(tmp_path, monkeypatch):
     assert made == {path.name for path in (ROOT / "docs/figures").iterdir()}
     shown = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "concepts.md"))
     assert made == set(re.findall(r"figures/(\S+\.png)", shown))
+
+
+def test_links_of_the_readme_work_on_pypi():
+    """The build replaces what leads to a file of the repository by its address."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
+    for each in options["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert len(files) > 5
+    assert all((ROOT / file).exists() for file in files)
+    assert re.findall(r"\]\((?!https?://)", text) == []
+    assert "/raw/main/docs/evidence.png)" in text
