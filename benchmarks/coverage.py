@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from tiny_models import architectures, check_features, tiny_inputs, tiny_model
 
-from itra_hf.features import HeadInput, HeadNotFoundError
+from itra_hf.features import HeadInput, HeadNotFoundError, find_head
 
 TABLE = Path(__file__).parents[1] / "docs" / "coverage.md"
 
@@ -37,7 +37,7 @@ def measure(family: str, model_type: str, class_name: str) -> tuple[str, list[st
     inputs = tiny_inputs(model, family)
     state = torch.get_rng_state()
     try:
-        head_input = HeadInput.find(model, inputs)
+        head_input = find_head(model, inputs)
     except HeadNotFoundError:
         return "refused", ["", "", "", "", "refused: no linear layer's output makes the logits"]
     if not torch.equal(state, torch.get_rng_state()):
@@ -85,20 +85,25 @@ def main() -> None:
     lines = [
         "# Coverage of the classification architectures",
         "",
-        f"Made by `python benchmarks/coverage.py` with transformers {transformers.__version__} and torch "
-        f"{torch.__version__}.",
-        "Every class of AutoModelForSequenceClassification, AutoModelForImageClassification and",
-        "AutoModelForAudioClassification is built from a tiny random config. Served means: the features, in evaluation",
-        "and in training mode, give the model's logits through its head alone, and pass a gradient to the body; texts",
-        "are padded on the right and on the left.",
+        "Which classification models of transformers ITRA works with, and what their features are. Made by",
+        f"`python benchmarks/coverage.py` with transformers {transformers.__version__} and torch {torch.__version__}.",
         "",
-        "Pooling is how the model gets from its head's output to the logits: `row` (one output per example), `picked`",
-        "(one token's output), `mean` (the average over the attention mask) or the average of two heads, whose inputs",
-        "then are the features, side by side (once where they share it). Features are `[rows, d]` of the tiny model;",
-        "dropout says that an `nn.Dropout` makes the head's input.",
+        "Every class of AutoModelForSequenceClassification, AutoModelForImageClassification and",
+        "AutoModelForAudioClassification is built from a tiny random config. A class is *served* if its features give",
+        "the model's logits through its head alone, and pass a gradient to the body. This must hold in evaluation and",
+        "in training mode, and for texts padded on the right and on the left.",
+        "",
+        "| pooling | how the head's output becomes the logits |",
+        "| --- | --- |",
+        "| `row` | one output per example |",
+        "| `picked` | the output of one token |",
+        "| `mean` | the mean over the attention mask |",
+        "| average of two heads | the features are both heads' inputs, side by side (once if they share it) |",
+        "",
+        "*Features* are `[rows, d]` of the tiny model. *Dropout* says whether an `nn.Dropout` makes the head's input.",
         "",
         f"The {len(set(MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()))} classes of AutoModelForMultipleChoice are",
-        "refused: each choice has a logit and features of its own, so a row has none. They train as under Trainer.",
+        "refused: each choice has its own logit and features, so a row has none. They train as under Trainer.",
         "",
         *_table(["", *verdicts], [[name, *(str(counts[name, verdict]) for verdict in verdicts)] for name in families]),
         "",

@@ -1,17 +1,18 @@
 """The options of ITRA, beside those of `transformers.TrainingArguments`."""
 
+import warnings
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from itra_hf.features import hidden_state_index
-from itra_hf.losses import LOSSES, Form
+from itra_hf.losses import Form
 
-MATCHING_FORMS = ("auto", *LOSSES, "none")
-PAIRINGS = ("class", "random")
-POOLINGS = ("auto", "first", "last", "mean")
-SCOPES = ("micro_batch", "optimizer_step")
+if TYPE_CHECKING:
+    Layer = int | str
+else:
+    Layer = str  # HfArgumentParser would read every union of the two as `int`
 
 
 def _help(text: str) -> dict[str, str]:
@@ -59,14 +60,14 @@ class MatchingArguments:
     pairing: Literal["class", "random"] = field(
         default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
     )
-    feature_layer: str = field(
+    feature_layer: Layer = field(
         default="head",
         metadata=_help(
             "'head', the classifier's input; the name of a module, for its input; or a hidden state's index."
         ),
     )
-    feature_pooling: Literal["auto", "first", "last", "mean"] = field(
-        default="auto", metadata=_help("How a hidden state becomes one row per example; 'auto' is the mean.")
+    feature_pooling: Literal["mean", "first", "last", "auto"] = field(
+        default="mean", metadata=_help("How the tokens of a hidden state become one row per example.")
     )
     gather_features: bool = field(
         default=True, metadata=_help("Match the features of all ranks, not of each rank apart.")
@@ -79,20 +80,15 @@ class MatchingArguments:
     bandwidth: float | None = field(
         default=None, metadata=_help("Kernel bandwidth in squared feature units; by default the mean rule.")
     )
-    unbiased: bool = field(
-        default=False, metadata=_help("Use the unbiased estimator, which has no regularising effect.")
-    )
 
     def __post_init__(self) -> None:
-        choices = {
-            "matching": MATCHING_FORMS,
-            "pairing": PAIRINGS,
-            "matching_scope": SCOPES,
-            "feature_pooling": POOLINGS,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        for name, kind in get_type_hints(MatchingArguments).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}")
+        if self.feature_pooling == "auto":
+            warnings.warn("feature_pooling='auto' means 'mean', and will go; write 'mean'", FutureWarning, stacklevel=3)
+            self.feature_pooling = "mean"
         layer = self.feature_layer
         is_name = isinstance(layer, str) and layer.strip(". ") != "" and not layer.startswith("-")
         if hidden_state_index(str(layer)) is None and not is_name:
@@ -129,43 +125,43 @@ class MatchingArguments:
 class ITRAConfig(MatchingArguments, TrainingArguments):
     """`transformers.TrainingArguments` with the options of In-Training Representation Alignment.
 
-    Every default of `TrainingArguments` stays as it is; only the fields below are added.
+    Every default of `TrainingArguments` stays as it is; this class only adds the fields below.
 
     What is matched:
-        matching: `"auto"` (default) takes `"class_conditional"` for single-label classification and `"joint"` for
-            multi-label classification and regression; a model without a classification head then trains as under
+        matching: `"auto"` (default) takes `"class_conditional"` for single-label classification, and `"joint"` for
+            multi-label classification and regression. A model without a classification head then trains as under
             `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
-            raise where it cannot be had. `"none"` is Trainer, bit for bit.
+            raise if it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
-        matching_full_weight_rows: training rows for every epoch of the run up to which that factor is whole, default
-            250, so 2,500 rows in ten epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of a
-            regulariser. Less than an epoch, or a dataset without length (streaming), counts as one epoch of the rows of
-            all steps. As many as the training set has switch this off.
+        matching_full_weight_rows: default 250. Above `250 x epochs` training rows, the weight is multiplied by
+            `250 x epochs / rows`. Less than an epoch, or a dataset without length (streaming), counts as one epoch of
+            the rows of all steps. Set it to the number of training rows to switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
-            the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
-            A warning tells where the first batches hold few such couples, and why.
+            the same classes. These couples are spread evenly over the epoch. `"random"` leaves the order to Trainer.
+            A warning says so, and why, if the first batches hold few such couples.
         feature_layer: `"head"` (default) is the input of the classifier, which is found in the first step. The name of
-            a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module;
-            one that is called `head` is meant by `".head"`.
-            An index takes that hidden state, 0 being the embeddings and -1 the last.
-        feature_pooling: how tokens become one row per example: `"first"`, `"last"` or `"mean"` over the attended ones;
-            `"auto"` (default) is the mean. The head's input needs no pooling.
-        gather_features: match the features of all ranks (default), or of each rank apart.
-        matching_scope: under gradient accumulation, match within each `"micro_batch"` (default) or across the whole
-            `"optimizer_step"`, as if it were one batch: a third to a half more time, the memory of one micro-batch.
+            a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module.
+            For a module that is called `head`, write `".head"`. An index takes that hidden state: 0 is the embeddings,
+            -1 the last.
+        feature_pooling: how the tokens of a hidden state become one row per example: `"mean"` (default), `"first"` or
+            `"last"` of the attended ones. The head's input needs no pooling. `"auto"` means `"mean"`, with a warning;
+            the next release will not take it.
+        gather_features: match the features of all ranks (default), or of each rank alone.
+        matching_scope: under gradient accumulation, match within each `"micro_batch"` (default), or across the whole
+            `"optimizer_step"` as one batch. The latter takes a third to a half more time, and the memory of one
+            micro-batch.
 
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
-        matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 1.0, once the odds of the right class are 41 times those of a guess (of ten classes it then
-            has 82 %, of two 98 %). Before, the cap is tighter, in proportion to how far these odds lie above a guess's;
-            where labels are no classes it is a quarter of that share. `None` (on a command line: `inf`) switches it
-            off.
+        matching_max_grad_ratio: cap on the matching's gradient at the features, as a share of the task's, default 1.0.
+            The cap is tighter while the model learns, in proportion to how far the odds of the right class exceed
+            those of a guess. It is fully open at odds 41 times those of a guess: 82 % for the right one of ten
+            classes, 98 % of two. If labels are no classes, the cap is a quarter of that share. `None` (on a command
+            line: `inf`) switches the cap off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, at most 15, default 5.
         bandwidth: kernel bandwidth in squared feature units; `None` (default) takes the mean squared distance.
-        unbiased: the unbiased estimator; `False` by default, because the bias is what regularises.
 
     Raises:
         ValueError: for a value outside its range; the message names the value and the way out.
@@ -176,7 +172,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
         >>> ITRAConfig(output_dir="out", matching="clas")
         Traceback (most recent call last):
         ...
-        ValueError: matching='clas' is unknown; choose one of auto, marginal, class_conditional, joint, none
+        ValueError: matching='clas' is unknown; choose one of auto, class_conditional, marginal, joint, none
     """
 
     def __post_init__(self) -> None:

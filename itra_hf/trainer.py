@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from inspect import signature
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from itra_hf.hub.card import write_model_card
 from itra_hf.hub.saving import SavingTrainer
 from itra_hf.pairing import Pairing, class_column, collated_labels, label_names, pair_rows
 from itra_hf.step import MatchingLoss, Run, check_setup
+
+
+class _NoOthers(TypedDict):
+    """The further keywords that type checkers let through: none, so that they report a misspelt one."""
 
 
 class ITRATrainer(SavingTrainer):
@@ -78,7 +82,7 @@ class ITRATrainer(SavingTrainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         matching_loss: MatchingLoss | None = None,
-        **others: Any,
+        **others: Unpack[_NoOthers],
     ) -> None:
         options = {name: value for name, value in locals().items() if name in signature(SavingTrainer).parameters}
         if optimizers == (None, None):
@@ -180,7 +184,7 @@ class ITRATrainer(SavingTrainer):
         """Trainer's logging of the training loss, which the means join; every rank comes by here."""
         logs = self.control.should_log and self.state.global_step > self._globalstep_last_logged
         if self._run is not None and logs:
-            self._run.to_log = self._run.matching.means()
+            self._run.to_log = self._run.matching.tally.means()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self._run is not None and logs:
             self._run.end_log()
@@ -199,7 +203,7 @@ class ITRATrainer(SavingTrainer):
         if self.is_world_process_zero() and self.matching_is_on:
             given = signature(super().create_model_card).bind(*args, **kwargs).arguments
             form = None if self.matching_loss is not None else self.matching_form or self.matching_args.matching
-            write_model_card(self, form, given.get("tasks"), given.get("dataset"))
+            write_model_card(self, form, given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         parent, pairs = super()._get_train_sampler, self.matching_args.pairing == "class"

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, set_seed
 
-from itra_hf import ITRAConfig, ITRATrainer
+from itra_hf import ITRAConfig, ITRATrainer, report
 from itra_hf.command import compare as module
 from itra_hf.command import kept_runs
 from itra_hf.command.compare import SettingsError, compare
+from itra_hf.command.contents import rows_digest
 from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import table
-from itra_hf.command.tasks import load_task
+from itra_hf.command.summary import summarise
+from itra_hf.command.tasks import Task, load_task
 
 SEEDS = [3, 4]
 
@@ -85,7 +88,8 @@ def test_what_was_matched_and_that_it_was_hardly_any_is_shown(whole):
     told = [run for run in result["runs"] if run["hardly"]]
     assert {run["trainer"] for run in told} == {"ITRATrainer"}  # six steps are too few for the cap to open
     lines = [f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in told]
-    assert result["warnings"] == lines
+    assert result["warnings"][:-1] == lines
+    assert result["warnings"][-1].startswith("Neither model has learned")  # nor are they enough for that
 
 
 class Die(TrainerCallback):
@@ -296,3 +300,87 @@ def test_one_bar_runs_over_all_steps(task, tmp_path, capfd):
         f"seed {seed}, {name}" for seed in SEEDS for name in ("Trainer", "ITRATrainer")
     } | {"  0%"}
     assert "loss" not in shown.out
+
+
+def arms(result):
+    return [run["trainer"] for run in result["runs"]]
+
+
+def test_further_arms_are_both_trainers_with_that_option_on_the_same_seeds(task, whole, tmp_path):
+    smooth = config(tmp_path / "out", label_smoothing_factor=0.3)
+    folder = shutil.copytree(whole[1], tmp_path / "out")
+    before = (folder / "Trainer-seed-3" / "trainer_state.json").stat().st_mtime_ns
+    result = compare(task, config(folder), SEEDS, also=[smooth])
+    told = "label_smoothing_factor=0.3"
+    plain, itra = f"Trainer with {told}", f"ITRATrainer with {told}"
+    assert arms(result) == ["Trainer", "ITRATrainer", plain, itra] * 2
+    assert (folder / "Trainer-seed-3" / "trainer_state.json").stat().st_mtime_ns == before  # it was not run again
+    by_hand = compare(task, config(tmp_path / "hand", label_smoothing_factor=0.3), SEEDS)
+    for seed in SEEDS:
+        assert metrics(result)[seed, plain] == metrics(by_hand)[seed, "Trainer"] != metrics(result)[seed, "Trainer"]
+        assert metrics(result)[seed, itra] == metrics(by_hand)[seed, "ITRATrainer"]
+    assert [(pair["first"], pair["second"]) for pair in result["also"]] == [
+        ("Trainer", plain),
+        (plain, itra),
+        (plain, "ITRATrainer"),
+    ]
+    gains = [metrics(result)[seed, itra]["loss"] - metrics(result)[seed, plain]["loss"] for seed in SEEDS]
+    assert result["also"][1]["differences"]["loss"]["values"] == pytest.approx(gains)
+    assert result["differences"] == whole[0]["differences"]
+    assert f"{itra} against {plain}:" in table(result)
+    page = report.write_comparison(folder / "comparison.json").read_text()
+    assert f"{itra} against {plain}" in page
+
+
+def test_a_further_arm_of_matching_options_trains_itratrainer_alone(task, tmp_path):
+    result = compare(task, config(tmp_path), [3], also=[config(tmp_path, matching_weight=0.5)])
+    assert arms(result) == ["Trainer", "ITRATrainer", "ITRATrainer with matching_weight=0.5"]
+    assert [pair["first"] for pair in result["also"]] == ["ITRATrainer", "Trainer"]
+
+
+def test_a_further_arm_that_is_no_other_is_refused(task, tmp_path):
+    with pytest.raises(SettingsError, match=r"a further arm \(also\) has the options of the comparison itself"):
+        compare(task, config(tmp_path), [3], also=[config(tmp_path / "elsewhere", logging_steps=7)])
+
+
+def test_every_seed_draws_other_rows_of_each_class(task, tmp_path, monkeypatch):
+    drawn = []
+
+    def build(self, cls, args, callbacks):
+        drawn.append(self.train)
+        return trainer(self, cls, args, callbacks)
+
+    trainer = Task.trainer
+    monkeypatch.setattr(Task, "trainer", build)
+    result = compare(task, config(tmp_path), SEEDS, samples_per_class=4)
+    assert [Counter(rows["labels"]) for rows in drawn] == [{0: 4, 1: 4, 2: 4}] * 4
+    contents = [rows_digest(rows) for rows in drawn]
+    assert contents[0] == contents[1] != contents[2] == contents[3]
+    assert result["settings"]["training rows"] == 12
+    assert result["settings"]["samples_per_class"] == 4
+    with pytest.raises(SettingsError, match=r"samples_per_class \(4 then, None now\)"):
+        compare(task, config(tmp_path), SEEDS)
+    with pytest.raises(ValueError, match=r"samples_per_class=40: the class '\w+' has 16 training rows; give less"):
+        compare(task, config(tmp_path), SEEDS, samples_per_class=40)
+    with pytest.raises(ValueError, match="samples_per_class=4 needs classes"):
+        compare(replace(task, names=None), config(tmp_path), SEEDS, samples_per_class=4)
+
+
+def test_settings_tell_all_matching_options_and_what_the_rows_are(whole, task):
+    told = whole[0]["settings"]
+    assert told["max_length"] == 128
+    assert (told["training rows"], told["evaluation rows"]) == (len(task.train), len(task.test))
+    assert (told["matching"], told["num_bandwidths"], told["matching_warmup_ratio"]) == ("auto", 5, 0.3)
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.4, True), (0.62, False)])
+def test_it_says_when_neither_model_has_learned(task, accuracy, warns):
+    """Of 12 rows of three classes, guessing gets 1/3 +- 0.27."""
+    runs = [
+        {"seed": seed, "trainer": name, "metrics": {"accuracy": value, "loss": 1.0}}
+        for seed in SEEDS
+        for name, value in (("Trainer", 0.3), ("ITRATrainer", accuracy))
+    ]
+    said = summarise(task, config("out"), {"model": "m", "dataset": "d"}, runs, [])["warnings"]
+    assert len(task.test) == 12
+    assert [warning.startswith("Neither model has learned: guessing") for warning in said] == [True] * warns

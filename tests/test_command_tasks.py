@@ -39,6 +39,14 @@ def test_texts_of_a_file(tmp_path):
     assert task.new_model().config.id2label == {0: "cat", 1: "dog", 2: "emu"}
 
 
+def test_the_tokenizer_knows_where_texts_are_cut_also_where_they_come_from_the_cache(tmp_path):
+    """The model card tells it."""
+    data = TaskArguments(folders.bert(tmp_path), train_file=folders.pets(tmp_path), max_length=5)
+    for _ in range(2):
+        task = load_task(data, seed=0)
+        assert task.processor.backend_tokenizer.truncation["max_length"] == 5
+
+
 def test_pairs_of_texts_with_a_score(tmp_path):
     rows = [{"first": "the cat", "second": "a dog", "score": row / 7, "id": row} for row in range(20)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -1,12 +1,13 @@
 """What the options promise: defaults, checks, and the command line."""
 
 import pickle
+from typing import get_args, get_type_hints
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from itra_hf import ITRAConfig
-from itra_hf.config import MATCHING_FORMS, MatchingArguments
+from itra_hf.config import MatchingArguments
 from itra_hf.losses import LOSSES
 
 
@@ -22,11 +23,11 @@ def test_defaults_are_the_designs():
     assert (args.matching, args.matching_weight, args.matching_warmup_ratio) == ("auto", 1.0, 0.3)
     assert args.matching_full_weight_rows == 250
     assert (args.matching_max_grad_ratio, args.pairing, args.gather_features) == (1.0, "class", True)
-    assert (args.num_bandwidths, args.bandwidth, args.unbiased) == (5, None, False)
+    assert (args.num_bandwidths, args.bandwidth) == (5, None)
 
 
 def test_every_loss_has_a_form():
-    assert set(MATCHING_FORMS) == {"auto", "none", *LOSSES}
+    assert set(get_args(get_type_hints(MatchingArguments)["matching"])) == {"auto", "none", *LOSSES}
 
 
 @pytest.mark.parametrize(
@@ -63,12 +64,20 @@ def test_a_value_outside_its_range_is_named_with_the_way_out(name, value, way_ou
     assert way_out in str(error.value)
 
 
+def test_the_old_name_of_the_mean_is_taken_with_a_warning():
+    with pytest.warns(FutureWarning, match="feature_pooling='auto' means 'mean', and will go; write 'mean'"):
+        args = ITRAConfig("out", feature_pooling="auto")
+    assert args.feature_pooling == MatchingArguments().feature_pooling == "mean"
+
+
 def test_reads_from_a_command_line(tmp_path):
     parser = HfArgumentParser(ITRAConfig)
     flags = ["--output_dir", str(tmp_path), "--matching", "joint", "--matching_max_grad_ratio", "inf"]
     (args,) = parser.parse_args_into_dataclasses([*flags, "--gather_features", "false", "--bandwidth", "2.5"])
     assert (args.matching, args.matching_max_grad_ratio, args.gather_features) == ("joint", None, False)
-    assert args.bandwidth == 2.5
+    assert (args.bandwidth, args.feature_layer) == (2.5, "head")
+    for layer in ("-1", ".head"):
+        assert parser.parse_args_into_dataclasses([*flags, "--feature_layer", layer])[0].feature_layer == layer
     own = HfArgumentParser(MatchingArguments)  # alone: a help string of transformers 5.2 itself holds a bare %
     assert "--matching_warmup_ratio" in own.format_help()
 

@@ -185,6 +185,11 @@ class TestStream:
         stream.update(features[30:], labels[30:])
         expected = {c: features[labels == c].var(0).sum() for c in range(4)}
         assert stream.class_scatter() == pytest.approx(expected, rel=1e-9)
+        between = stream.compute()["between_scatter"]
+        relative = {name: scatter / between for name, scatter in expected.items()}
+        assert stream.class_scatter(relative=True) == pytest.approx(relative, rel=1e-9)
+
+        assert CompactnessStream().class_scatter(relative=True) == {}
 
     def test_memory_does_not_grow_with_the_rows(self):
         stream, rng = CompactnessStream(sample_size=50), np.random.default_rng(0)

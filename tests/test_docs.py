@@ -52,7 +52,7 @@ def template(node: ast.expr, constants: dict[str, str]) -> str | None:
     return None
 
 
-SAYING = ("warning", "warning_once", "warn", "exit", "add_note", "refuse")
+SAYING = ("warning", "warning_once", "warn", "exit", "add_note", "raise_or_go_without")
 
 
 def messages(path: Path) -> Iterator[str]:
@@ -69,7 +69,9 @@ def messages(path: Path) -> Iterator[str]:
             continue
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         if isinstance(node, ast.Raise) or name.endswith("Error") or name in SAYING:
-            text = template(call.args[1 if name == "refuse" else 0], constants)  # its first argument is the trainer
+            text = template(
+                call.args[1 if name == "raise_or_go_without" else 0], constants
+            )  # its first argument is the trainer
             if name != "AttributeError" and text is not None and not re.fullmatch(r"itra-hf( \w+| …)?: …", text):
                 yield text
 
@@ -287,7 +289,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert not re.search(r"(/tmp|/home|/root|stderr)", kept)
 
 
-def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
+def test_figures_are_those_of_the_pages(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
@@ -295,5 +297,5 @@ def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
     figures.main(tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {path.name for path in (ROOT / "docs/figures").iterdir()}
-    page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    assert made == set(re.findall(r"figures/(\S+\.png)", page))
+    shown = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "concepts.md"))
+    assert made == set(re.findall(r"figures/(\S+\.png)", shown))

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from itra_hf.features import HeadInput, HeadNotFoundError, extract_features
+from itra_hf.features import HeadNotFoundError, extract_features, find_head
 
 MODELS = {"bert": (tiny.bert, tiny.texts), "gpt2": (tiny.gpt2, tiny.texts), "vit": (tiny.vit, tiny.images)}
 MODELS |= {"resnet": (tiny.resnet, tiny.images), "mlp": (tiny.Mlp, tiny.vectors)}
@@ -21,7 +21,7 @@ def batch_of(rows):
 def test_the_head_makes_the_logits_of_the_rows(name):
     make, rows = MODELS[name]
     model, batch = make().train(), batch_of(rows(6))
-    head_input = HeadInput.find(model, batch)
+    head_input = find_head(model, batch)
     with head_input.attached():
         outputs = model(**batch)
         features = head_input.rows(outputs, batch.get("attention_mask"))
@@ -38,7 +38,7 @@ def test_the_picked_token_is_the_last_one_attended(side):
     batch["attention_mask"][0, padding] = 0
     batch["input_ids"][0, padding] = model.config.pad_token_id
     nn.init.zeros_(model.score.weight)  # every token has the same logits: the mask must decide
-    head_input = HeadInput.find(model, batch)
+    head_input = find_head(model, batch)
     with head_input.attached():
         rows = head_input.rows(model(**batch), batch["attention_mask"])
         last = 5 if side == "left" else 3
@@ -50,7 +50,7 @@ def test_finding_leaves_model_and_random_state_as_they_were():
     model, batch = tiny.resnet().train(), batch_of(tiny.images(4))
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes = [module.training for module in model.modules()]
-    HeadInput.find(model, batch)
+    find_head(model, batch)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
@@ -63,7 +63,7 @@ def test_a_model_that_draws_random_numbers_in_evaluation_leaves_the_state_alone(
             return super().forward(x + torch.rand_like(x), labels)
 
     state = torch.get_rng_state()
-    HeadInput.find(Noisy(), batch_of(tiny.vectors(4)))
+    find_head(Noisy(), batch_of(tiny.vectors(4)))
     after = torch.get_rng_state()
     torch.set_rng_state(state)
     Noisy()
@@ -80,19 +80,19 @@ def test_a_model_without_a_linear_head_is_refused_by_name():
             return {"logits": nn.functional.normalize(self.body(x))}
 
     with pytest.raises(HeadNotFoundError, match="Cosine"):
-        HeadInput.find(Cosine(), batch_of(tiny.vectors(4)))
+        find_head(Cosine(), batch_of(tiny.vectors(4)))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_row_of_nan_hides_no_head(name):
     make, rows = MODELS[name]
     model, batch = make(), batch_of(rows(4))
-    head = HeadInput.find(model, batch).head
+    head = find_head(model, batch).head
     key = "inputs_embeds" if "input_ids" in batch else next(iter(batch))
     if key == "inputs_embeds":
         batch[key] = model.get_input_embeddings()(batch.pop("input_ids")).detach()
     batch[key][2] = torch.nan
-    assert HeadInput.find(model, batch).head is head
+    assert find_head(model, batch).head is head
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -111,7 +111,7 @@ def test_a_head_that_is_called_again_is_read_where_it_makes_the_logits(first):
 
 def test_a_head_that_was_not_reached_is_an_error():
     model, batch = tiny.bert(), batch_of(tiny.texts(4))
-    head_input = HeadInput.find(model, batch)
+    head_input = find_head(model, batch)
     with pytest.raises(RuntimeError, match="not reached"):
         head_input.rows(model(**batch))
 

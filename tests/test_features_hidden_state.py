@@ -122,7 +122,7 @@ def test_states_fewer_than_the_places_of_the_mask_are_pooled_over_those_that_are
 
 
 def test_a_model_that_cannot_be_asked_for_hidden_states_is_refused_with_the_way_out():
-    with pytest.raises(HeadNotFoundError, match=r"Mlp cannot be asked for hidden states .*feature_layer='head'"):
+    with pytest.raises(HeadNotFoundError, match=r"Mlp cannot be asked for hidden states .*name a module"):
         HiddenState.find(tiny.Mlp(), batch_of(tiny.vectors(4)), 1)
     with pytest.raises(HeadNotFoundError, match=r"BertForSequenceClassification returns a tuple.*return_dict=True"):
         HiddenState.find(tiny.bert(return_dict=False), batch_of(tiny.texts(4)), 1)

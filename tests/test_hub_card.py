@@ -1,6 +1,9 @@
 """What the model card tells a reader of the Hub."""
 
 import json
+import platform
+import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -98,9 +101,15 @@ def test_no_token_user_or_path_gets_into_the_card(trained, tmp_path):
         dataset=str(tmp_path / "secret.csv"), finetuned_from=str(tmp_path), dataset_tags=str(tmp_path)
     )
     card = (tmp_path / "pets" / "README.md").read_text()
-    for secret in ("hf_secret", "jane", str(tmp_path), tmp_path.name):
+    for secret in ("hf_secret", str(tmp_path), tmp_path.name):
         assert secret not in card
+    assert card.count("jane") == card.count('model="jane/pets"') == 1  # the name of the repository is public
     assert "on secret (48 rows" in card
+    trained.state.log_history.append({"eval_loss": 0.5, "eval_accuracy": 0.5, "step": 4})
+    for private in ("dataset", "dataset_tags", "dataset_args"):
+        names = {"dataset": "pets", "dataset_tags": "pets", "dataset_args": "small"}
+        trained.create_model_card(**names | {private: str(tmp_path / "secret.csv")})
+        assert str(tmp_path) not in (tmp_path / "pets" / "README.md").read_text()
 
 
 def test_no_name_of_a_folder_gets_into_the_card(trained, tmp_path, monkeypatch):
@@ -147,9 +156,110 @@ def test_the_lines_of_use_run(trained, tmp_path, monkeypatch, capsys):
     text = (tmp_path / "pets" / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 5
+    assert "max_length" not in code
     exec(code, {})  # noqa: S102
     assert "'label': " in capsys.readouterr().out
     assert pipeline("text-classification", model="OWNER/pets")("good film")[0]["label"] in {"cat", "dog", "emu"}
+    trained.processing_class(["good film"], truncation=True, max_length=3)  # as training does
+    trained.create_model_card()
+    code = (tmp_path / "pets" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert 'print(classify("a text of yours", truncation=True, max_length=3))' in code
+    exec(code, {})  # noqa: S102
+    assert "'label': " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "pushed_to", "told"),
+    [
+        ("jane/pets", None, "jane/pets"),
+        ("pets", "jane/pets", "jane/pets"),
+        ("pets", None, "OWNER/pets"),
+        ('x"); import os; ("', None, "OWNER/NAME"),
+        ("../jane/pets", None, "OWNER/NAME"),
+    ],
+)
+def test_the_lines_of_use_load_the_repository_and_no_other_text(trained, tmp_path, name, pushed_to, told):
+    trained.args.hub_model_id, trained.hub_model_id = name, pushed_to
+    trained.create_model_card()
+    text = (tmp_path / "pets" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert f'pipeline("text-classification", model="{told}")\n' in code
+    assert (f"put the name of this repository in place of `{told}`" in text) is told.startswith("OWNER/")
+
+
+def test_names_of_tasks_data_sets_and_metrics_are_those_of_trainers_card(trained, tmp_path):
+    known = {"tasks": ["text-classification"], "dataset": ["Pets"], "dataset_tags": ["pets"], "dataset_args": ["small"]}
+    trained.state.log_history.append({"eval_loss": 0.5, "eval_f1": 0.75, "eval_accuracy": 0.25, "step": 4})
+    cards = []
+    for create in (Trainer.create_model_card, tiny.ITRATrainer.create_model_card):
+        create(trained, model_name="The pets", **known)
+        cards.append(yaml.safe_load((tmp_path / "pets" / "README.md").read_text().split("---\n")[1]))
+    plain, ours = ([result for model in card["model-index"] for result in model["results"]] for card in cards)
+    assert plain[0].pop("dataset") | {"split": None, "config": None} == ours[0]["dataset"] | {
+        "split": None,
+        "config": None,
+    }
+    assert plain[0]["task"] == ours[0]["task"] == {"name": "Text Classification", "type": "text-classification"}
+    assert all(metric in ours[0]["metrics"] for metric in plain[0]["metrics"])
+    assert {metric["name"]: metric["type"] for metric in ours[0]["metrics"]}["F1"] == "f1"
+    assert [card["model-index"][0]["name"] for card in cards] == ["The pets"] * 2
+
+
+def test_an_f1_of_several_classes_is_an_f1_by_its_average(trained, tmp_path):
+    trained.state.log_history.append({"eval_macro_f1": 0.75, "eval_f1_micro": 0.5, "eval_f1_of_cats": 0.25, "step": 4})
+    trained.create_model_card(tasks=["text-classification"], dataset="pets")
+    card = ModelCard.load(tmp_path / "pets" / "README.md")
+    told = {result.metric_name: (result.metric_type, result.metric_args) for result in card.data.eval_results}
+    assert told["Macro F1"] == ("f1", {"average": "macro"})
+    assert told["F1 Micro"] == ("f1", {"average": "micro"})
+    assert told["F1 Of Cats"] == ("f1_of_cats", None)
+    assert {"f1", "f1_of_cats"} <= set(card.data.metrics)
+    assert card.data.eval_results[0].task_name == "Text Classification"
+
+
+def test_versions_stand_under_their_own_heading(trained, tmp_path):
+    trained.create_model_card()
+    text = (tmp_path / "pets" / "README.md").read_text().split("### Framework versions\n")[1].split("\n#")[0]
+    for package in ("itra_hf", "transformers", "torch", "datasets", "tokenizers"):
+        assert f"- {package} {version(package)}\n" in text
+    assert f"- Python {platform.python_version()}\n" in text
+
+
+@pytest.mark.parametrize(("steps", "told"), [(0.1, "0.1 of all steps"), (3, "3")])
+def test_a_warmup_of_a_share_reads_as_one(trained, tmp_path, steps, told):
+    trained.args.warmup_steps = steps
+    trained.create_model_card()
+    assert f"| lr_scheduler_warmup_steps | {told} |" in (tmp_path / "pets" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_told"),
+    [
+        ("https://wandb.ai/jane/pets/runs/1a2b", True),
+        ("https://wandb.ai/jane/pets/runs/1a2b?apiKey=secret", False),
+        ("http://localhost:8080/jane/pets/runs/1a2b", False),
+        (None, False),  # offline
+    ],
+)
+def test_a_run_that_a_public_tracker_shows_is_linked(trained, tmp_path, monkeypatch, url, is_told):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(url=url)))
+    trained.create_model_card()
+    assert "wandb" not in (tmp_path / "pets" / "README.md").read_text()  # the run of somebody else
+    trained.args.report_to = ["wandb"]
+    trained.create_model_card()
+    text = (tmp_path / "pets" / "README.md").read_text()
+    assert (f"[Weights & Biases]({url})" in text) is is_told
+    assert "secret" not in text
+    assert "localhost" not in text
+
+
+def test_a_space_of_trackio_is_linked_and_tagged(trained, tmp_path):
+    space = "https://huggingface.co/spaces/jane/pets"
+    trained.model.model_tags = ["trackio", f"trackio:{space}"]  # which Trainer's callback leaves there
+    trained.create_model_card()
+    card = ModelCard.load(tmp_path / "pets" / "README.md")
+    assert f"[Trackio]({space})" in card.text
+    assert {"trackio", f"trackio:{space}"} <= set(card.data.tags)
 
 
 def test_adapters_on_a_local_model_keep_its_path_to_themselves(tmp_path):
@@ -167,7 +277,7 @@ def test_adapters_on_a_local_model_keep_its_path_to_themselves(tmp_path):
     assert str(tmp_path) not in str(card)
     assert card.data.library_name == "peft"
     assert {"itra", "generated_from_trainer", "lora"} <= set(card.data.tags)
-    assert "fine-tuned, from a model on the author's disk," in card.text
+    assert "fine-tuned from a local model on data" in card.text
     assert "PeftModel.from_pretrained(base" in card.text
 
 

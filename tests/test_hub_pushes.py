@@ -129,5 +129,6 @@ def test_the_cards_hold_no_token_user_or_path(hub):
     for name in [*OURS, "again", "adapters"]:
         card = hub.repos[f"jane/{name}"].files["README.md"].decode()
         assert not re.search(rf"{TOKEN}|{re.escape(str(hub.folder))}", card)
-        assert "jane" not in card.replace("jane/base", "")  # the base model's name is its name
+        assert card.count(f'"jane/{name}")') == 1  # the lines of use load what was pushed
+        assert "jane" not in card.replace("jane/base", "").replace(f'"jane/{name}")', "")
         assert {"itra", "generated_from_trainer"} <= set(ModelCard(card).data.tags)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from itra_hf.diagnostics import compactness, mode_separation
-from itra_hf.hub.scores import is_score, last_scores, log_of_saved_model
+from itra_hf.hub.scores import is_figure, is_score, last_scores, log_of_saved_model
 
 
 def test_what_the_diagnostics_measure_is_no_score_and_neither_is_a_clock():
@@ -17,6 +17,9 @@ def test_what_the_diagnostics_measure_is_no_score_and_neither_is_a_clock():
     assert not any(is_score(f"eval_{name}") for name in ("runtime", "samples_per_second", "steps_per_second"))
     assert all(is_score(name) for name in ("eval_loss", "eval_accuracy", "eval_pets_f1"))
     assert not is_score("loss")
+    assert [name for name in measured if not is_figure(f"eval_{name}")] == ["collapsed"]
+    assert not any(map(is_figure, ("eval_runtime", "eval_model_preparation_time", "grad_norm")))
+    assert is_figure("eval_response_time")
 
 
 def test_the_last_scores_are_those_of_all_evaluation_sets():

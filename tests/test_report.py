@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 
 from itra_hf import report
 from itra_hf.command import cli
-from itra_hf.diagnostics import ITRADiagnosticsCallback, compactness
+from itra_hf.diagnostics import CompactnessStream, ITRADiagnosticsCallback, compactness
 from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import difference_picture
@@ -186,6 +186,30 @@ def test_the_guards_show_the_ramp_beside_the_weight_that_the_cap_left(run):
     assert applied[-1] < ramped[-1]  # the cap is at work
 
 
+@pytest.mark.parametrize("logging_steps", [1, 2])
+def test_steps_with_nothing_to_match_leave_no_dent_in_the_ramp(tmp_path, logging_steps):
+    """One row is left for the last step of an epoch; without a cap what is applied is what is asked for."""
+    options = {"max_steps": 12, "logging_steps": logging_steps, "matching_warmup_ratio": 1.0}
+    options |= {"per_device_train_batch_size": 12, "matching_max_grad_ratio": None}
+    keywords = {"callbacks": [ITRADiagnosticsCallback()]}
+    tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(13), keywords=keywords, **options).train()
+    run = Run(tmp_path)
+    (picture,) = [picture for picture in run_pictures(run) if picture.name == "guards"]
+    ramped, applied = figure_of(picture).axes[0].lines
+    steps = list(applied.get_xdata())
+    assert steps == [1, 3, 5, 7, 9, 11] if logging_steps == 1 else [2, 4, 6, 8, 10, 12]
+    off = np.abs(np.subtract(ramped.get_ydata(), applied.get_ydata()))
+    assert max(off) <= (logging_steps - 1) / 24 + 1e-6  # a window that was matched in part has the mean of that part
+
+
+def test_a_single_evaluation_stands_once(tmp_path):
+    history = [{"step": 1, "eval_loss": 2.5, "eval_f1": 0.25}, {"step": 2, "eval_loss": 1.5}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    text = " ".join(shown_text(report.write_report(tmp_path)).split())
+    assert "loss 2.5 1.5" in text
+    assert "f1 - 0.25" in text
+
+
 def test_maps_are_the_principal_components():
     rows = np.random.default_rng(0).normal(size=(50, 8)) @ np.diag(range(8)) + 5
     points, shares = principal_axes(rows.astype(np.float32))
@@ -267,6 +291,15 @@ def test_scatters_of_classes_are_those_of_compactness(run):
     assert np.dot(list(scatters.values()), counts) / counts.sum() == pytest.approx(expected, rel=1e-6)
 
 
+def test_class_means_that_differ_by_rounding_alone_have_no_scatter_to_compare_with():
+    rows = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    saved = {"features": np.concatenate([rows, np.nextafter(rows, np.float32(9))]), "labels": np.arange(8) // 4}
+    assert class_scatters(saved | {"names": saved["labels"].astype(str)}) == {}
+    stream = CompactnessStream()
+    stream.update(saved["features"], saved["labels"])
+    assert stream.compute()["scatter_ratio"] == float("inf")
+
+
 def test_of_many_classes_the_widest_are_shown_in_two_pictures(tmp_path):
     pictures = class_pictures(Run(many_classes(tmp_path / "run", number=150, rows=600)))
     labels = [text.get_text() for picture in pictures for text in figure_of(picture).axes[0].get_yticklabels()]
@@ -331,6 +364,17 @@ def test_a_comparison_shows_runs_differences_and_both_maps(tmp_path):
     assert {path.stem for path in (tmp_path / "report").glob("*.png")} >= {"map-Trainer", "map-ITRATrainer", "pairs"}
     assert (tmp_path / "comparison.png").exists()
     assert report.main([str(tmp_path)]) == page
+
+
+def test_further_arms_leave_the_maps_of_both_trainers(tmp_path):
+    path = comparison(tmp_path)
+    content = json.loads(path.read_text())
+    content["runs"] += [run | {"trainer": "Trainer with x=1", "folder": "arm-seed-2"} for run in content["runs"][2:3]]
+    path.write_text(json.dumps(content))
+    for folder in ("Trainer-seed-2", "ITRATrainer-seed-2", "arm-seed-2"):
+        many_classes(tmp_path / folder, number=5)
+    report.write_comparison(path)
+    assert {path.stem for path in (tmp_path / "report").glob("map-*")} == {"map-Trainer", "map-ITRATrainer"}
 
 
 def test_a_comparison_that_was_cut_off_after_one_run_has_a_report(tmp_path):

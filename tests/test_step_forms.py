@@ -43,7 +43,7 @@ def test_the_form_follows_the_options_and_the_labels(form, kind, labels, expecte
 
 @pytest.mark.parametrize("form", ["marginal", "class_conditional", "joint"])
 def test_the_kernels_options_reach_the_loss(form):
-    for options in ({"num_bandwidths": 1}, {"bandwidth": 0.5}, {"unbiased": True}):
+    for options in ({"num_bandwidths": 1}, {"bandwidth": 0.5}):
         changed = choose_matching_loss(MatchingArguments(matching=form, **options), "classes")
         default = choose_matching_loss(MatchingArguments(matching=form), "classes")
         assert changed(ROWS, CLASSES).value != default(ROWS, CLASSES).value

@@ -133,7 +133,7 @@ def test_reentrant_checkpointing_serves_the_head_and_is_refused_with_a_hidden_st
         run.train()
         assert all(value > 0 for value in tiny.logs_of(run, "matching_loss"))
     else:
-        with pytest.raises(ValueError, match=r"feature_layer=1.*'use_reentrant': False.*feature_layer='head'"):
+        with pytest.raises(ValueError, match=r"feature_layer=1.*'use_reentrant': False}$"):
             tiny.trainer(tmp_path, tiny.bert(), tiny.texts(), feature_layer=layer, **reentrant)
 
 

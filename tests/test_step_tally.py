@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import tiny
+import torch
 from transformers import default_data_collator
 
 from itra_hf.step.tally import Tally
@@ -74,7 +75,7 @@ def test_a_second_run_begins_anew(tmp_path):
     ("weight", "matched", "told"), [(0.49, 10, True), (0.51, 10, False), (5, 4.9, True), (5, 5.1, False), (0, 0, True)]
 )
 def test_the_marks_are_a_twentieth_of_the_weight_and_half_of_the_steps(weight, matched, told):
-    tally = Tally()
+    tally = Tally(torch.device("cpu"))
     for _ in range(10):
         tally.add(share=1.0)
     tally.reached = True
@@ -85,4 +86,4 @@ def test_a_run_without_matching_says_nothing(tmp_path):
     run = tiny.trainer(tmp_path, tiny.Mlp(), tiny.vectors(), matching="none")
     run.train()
     assert run.hardly_matched is run.matching_line is None
-    assert Tally().reason(0.0, 0.0, 0.0) is None
+    assert Tally(torch.device("cpu")).reason(0.0, 0.0, 0.0) is None

@@ -188,7 +188,7 @@ def test_a_convolution_is_settled_by_its_name(tmp_path, scope):
         assert tiny.logs_of(run, "matching_loss")
 
 
-@pytest.mark.parametrize(("pooling", "pool"), [("auto", lambda h: h.mean(1)), ("last", lambda h: h[:, -1])])
+@pytest.mark.parametrize(("pooling", "pool"), [("mean", lambda h: h.mean(1)), ("last", lambda h: h[:, -1])])
 def test_any_module_is_settled_by_its_name(tmp_path, pooling, pool):
     options = {"feature_layer": "encoder.layer.1.output", "feature_pooling": pooling}
     place = "bert.encoder.layer.1.output"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from itra_hf.diagnostics import compactness
-from itra_hf.features import HeadInput
+from itra_hf.features import find_head
 
 
 class StepCost(TrainerCallback):
@@ -74,7 +74,7 @@ def predict(trainer: Trainer, rows: Sequence[Any]) -> tuple[Tensor, Tensor, Tens
         batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
         labels = batch.pop("labels")
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            head_input = head_input or HeadInput.find(model, batch)
+            head_input = head_input or find_head(model, batch)
             with head_input.attached():
                 outputs = model(**batch)
                 features = head_input.rows(outputs, batch.get("attention_mask"))

@@ -54,8 +54,8 @@ USUAL = {
     "dropout": {"dropout": 0.3},
 }
 # Options that are not TrainingArguments: dropout before the head, the strength of a rival, the task loss of the even
-# rows alone, the processes that share each batch.
-OWN_OPTIONS = ("dropout", "strength", "one_half", "ranks")
+# rows alone, the processes that share each batch, the unbiased estimator.
+OWN_OPTIONS = ("dropout", "strength", "one_half", "ranks", "unbiased")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from itra_hf import ITRAConfig
+from itra_hf.losses import class_conditional_mmd
 
 
 class Run(NamedTuple):
@@ -91,4 +93,6 @@ def trainer_options(own: dict[str, Any]) -> dict[str, Any]:
     options = {"strength": own["strength"]} if "strength" in own else {}
     if own.get("one_half"):
         options["compute_loss_func"] = one_half_loss
+    if own.get("unbiased"):
+        options["matching_loss"] = partial(class_conditional_mmd, unbiased=True)
     return options

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer
 
-from itra_hf import ITRATrainer
+from itra_hf import ITRATrainer, features
 from itra_hf.features import HeadInput
 
 
@@ -71,7 +71,7 @@ class Rival(Trainer):
     def with_features(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
         """Trainer's loss, the outputs, and the head's input `[rows, d]`."""
         if self._head is None:
-            self._head = HeadInput.find(self.model, inputs)
+            self._head = features.find_head(self.model, inputs)
         with self._head.attached():
             loss, outputs = self.task_loss(model, inputs)
             return loss, outputs, self._head.rows(outputs, inputs.get("attention_mask")).float()

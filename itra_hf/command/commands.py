@@ -1,7 +1,7 @@
 """What the commands of `itra-hf` do."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -11,6 +11,7 @@ from itra_hf.command.compare import RESULT, compare
 from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import table
 from itra_hf.command.environment import environment
+from itra_hf.command.kept_runs import HARMLESS
 from itra_hf.command.options import as_words, check_numbers, nearest, read_options
 from itra_hf.command.tasks import load_task
 from itra_hf.config import ITRAConfig, MatchingArguments
@@ -31,8 +32,21 @@ class CompareArguments:
     """How often both are trained."""
 
     seeds: int = field(default=5, metadata={"help": "Train both on this many seeds: --seed and those after it."})
+    also: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Train both with this option, too, such as label_smoothing_factor=0.1; may be given several times.",
+            "action": "extend",
+        },
+    )
+    samples_per_class: int | None = field(
+        default=None, metadata={"help": "Train on this many random rows of each class, other ones for each seed."}
+    )
 
     def __post_init__(self) -> None:
+        self.also = [self.also] if isinstance(self.also, str) else self.also or []  # one in a yaml file
+        if self.samples_per_class is not None and self.samples_per_class < 1:
+            raise ValueError(f"samples_per_class={self.samples_per_class} must be at least 1")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1; an interval needs 2, and is narrower with more")
 
@@ -132,11 +146,27 @@ def compare_command(argv: list[str]) -> None:
     """Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps."""
     task, how, args = prepare("compare", argv, CompareArguments)
     report = _report_module()
-    result = compare(task, args, list(range(args.seed, args.seed + how.seeds)))
+    also = [with_option(argv, option) for option in how.also]
+    seeds = list(range(args.seed, args.seed + how.seeds))
+    result = compare(task, args, seeds, also=also, samples_per_class=how.samples_per_class)
     if args.process_index == 0:
         page = report.write_comparison(Path(str(args.output_dir), RESULT))
         told = "\n".join(line for line in (result["matched"], *result["warnings"]) if line)
         print(f"\n{table(result)}\n\n{result['sentence']}\n\n{told}\n\n{page} shows it.")
+
+
+def with_option(argv: list[str], option: str) -> ITRAConfig:
+    """The arguments of `compare` with one option changed, given as `name=value`.
+
+    Raises:
+        ValueError: where it is no option of the runs.
+    """
+    name, is_given, value = option.partition("=")
+    known = {each.name for each in fields(ITRAConfig) if each.init and not each.name.startswith(HARMLESS)} - {"seed"}
+    if name not in known or not is_given:
+        raise ValueError(f"also={option!r} is no option of a run with its value{nearest(name, known)}; give name=value")
+    args: ITRAConfig = parse("compare", [*argv, f"--{name}", value], CompareArguments)[-1]
+    return args
 
 
 def report_command(argv: list[str]) -> None:

@@ -1,11 +1,13 @@
-"""Trainer against ITRATrainer on a user's own model and data: both on every seed, and what it says."""
+"""Trainer against ITRATrainer on a user's own model and data: both on every seed."""
 
 import copy
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +15,67 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from itra_hf.command.differences import SIDES, judge, paired_differences
-from itra_hf.command.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings
+from itra_hf.command.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings, options_of
+from itra_hf.command.summary import described, summarise
 from itra_hf.command.tasks import Task
-from itra_hf.config import ITRAConfig
+from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.files import write_anew
 from itra_hf.hub.checkpoints import last_whole_checkpoint
-from itra_hf.hub.public import public_arguments, public_name
-from itra_hf.hub.scores import is_score
+from itra_hf.hub.scores import SIDES, is_score
 from itra_hf.trainer import ITRATrainer
 
-TRAINERS: dict[str, type[Trainer]] = dict(zip(SIDES, (Trainer, ITRATrainer), strict=True))
 RESULT = "comparison.json"
-FALLING = ("loss", "mse", "scatter_ratio")  # the scores of which less is better
+Arm = tuple[type[Trainer], ITRAConfig]
 
 
 def compare(
-    task: Task, args: ITRAConfig, seeds: list[int], measures: Sequence[str] = ("compactness",)
+    task: Task,
+    args: ITRAConfig,
+    seeds: list[int],
+    measures: Sequence[str] = ("compactness",),
+    also: Sequence[ITRAConfig] = (),
+    samples_per_class: int | None = None,
 ) -> dict[str, Any]:
     """Train with both trainers on each seed, and compare them.
 
-    A seed decides the weights that are new, the order of the rows and the dropout; the data are the same in all runs.
-    A run that has finished is kept in `runs.jsonl`, so that the same call after a crash goes on where it stopped: with
-    the next run, or within one where the arguments save checkpoints. All that decides a run is kept in `settings.json`
-    before the first begins, so that runs of different settings are never mixed.
+    A seed decides the new weights, the order of the rows and the dropout. The data are the same in all runs, except
+    under `samples_per_class`. A finished run is kept in `runs.jsonl`. The same call after a crash goes on with the next
+    run, or within a run where the arguments save checkpoints. `settings.json` keeps all that decides a run, so that
+    runs of different settings are never mixed.
 
     Args:
         task: the data and the model.
         args: of every run; its folder takes `runs.jsonl`, `settings.json`, `comparison.json` and a folder for each run.
         seeds: one pair of runs each.
-        measures: what `ITRADiagnosticsCallback` measures, for the report; nothing of numbers, nor where the rows to
-            evaluate on hold one class alone or no two rows of one.
+        measures: what `ITRADiagnosticsCallback` measures, for the report. Nothing is measured of numbers, or where the
+            evaluation rows hold one class alone or no two rows of one class.
+        also: further arms on the same seeds: both trainers with each of these arguments. Where these differ from `args`
+            in matching options alone, ITRATrainer alone is trained.
+        samples_per_class: draw a training set of this many rows of each class, another one for each seed.
 
     Returns:
-        What `comparison.json` holds, such as the runs, the paired differences of every score with their 95 % confidence
+        The content of `comparison.json`: the runs, the paired differences of every score with their 95 % confidence
         interval (Student's t over seeds), the verdict on `metric_for_best_model` (by default accuracy, else the loss),
         and a sentence that says it.
 
     Raises:
-        SettingsError: where the folder holds a comparison of other settings, or the matching is switched off.
+        SettingsError: where the folder holds a comparison of other settings, the matching is switched off, a further
+            arm is no other, or a class has fewer than `samples_per_class` rows.
     """
     if args.matching == "none" or args.matching_weight == 0:
         raise SettingsError(
             f"matching={args.matching!r} with matching_weight={args.matching_weight} is Trainer itself, and there is "
             "nothing to compare; take another matching, or a weight above 0"
         )
+    arms, pairs = arms_of(args, also)
+    tasks = {seed: task if samples_per_class is None else task.drawn(samples_per_class, seed) for seed in seeds}
     folder = Path(str(args.output_dir))
-    settings = {"model": public_name(task.model_name), "dataset": public_name(task.dataset_name)}
-    settings |= {"rows": len(task.train)} | public_arguments(args)
+    facts = described(tasks[seeds[0]], args, samples_per_class)
     runs = finished_runs(folder)
     with _quiet():
-        keep_settings(folder, task, args, bool(runs))
-    planned = [(seed, name) for seed in seeds for name in TRAINERS]
+        keep_settings(folder, task, args, bool(runs), samples_per_class)
+    planned = [(seed, name) for seed in seeds for name in arms]
     hidden = args.disable_tqdm or args.process_index > 0
     with _quiet(), tqdm(total=len(planned), disable=hidden, unit="step") as bar:
         progress = _Progress(bar, len(planned))
@@ -74,28 +84,54 @@ def compare(
                 progress.skip(runs[seed, name]["steps"])
                 continue
             bar.set_description(f"seed {seed}, {name}")
-            runs[seed, name] = _run(task, args, name, seed, folder, progress, measures)
+            runs[seed, name] = _run(tasks[seed], name, arms[name], seed, folder, progress, measures)
             if args.process_index == 0:
                 write_anew(folder / RUNS, "".join(json.dumps(run) + "\n" for run in runs.values()))
                 done = [runs[key] for key in planned if key in runs]
-                write_anew(folder / RESULT, json.dumps(summarise(task, args, settings, done), indent=2))
+                write_anew(folder / RESULT, json.dumps(summarise(task, args, facts, done, pairs), indent=2))
                 for checkpoint in (folder / runs[seed, name]["folder"]).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint)
-    result = summarise(task, args, settings, [runs[key] for key in planned])
+    result = summarise(task, args, facts, [runs[key] for key in planned], pairs)
     if args.process_index == 0:
         write_anew(folder / RESULT, json.dumps(result, indent=2))
     return result
 
 
+def arms_of(args: ITRAConfig, also: Sequence[ITRAConfig]) -> tuple[dict[str, Arm], list[tuple[str, str]]]:
+    """What is trained on every seed, by name, and which of them are compared besides the first two.
+
+    Raises:
+        SettingsError: where a further arm is no other.
+    """
+    kinds: tuple[type[Trainer], ...] = (Trainer, ITRATrainer)
+    arms: dict[str, Arm] = {name: (kind, args) for name, kind in zip(SIDES, kinds, strict=True)}
+    ours = {option.name for option in fields(MatchingArguments)}
+    pairs, own = [], options_of(args)
+    for further in also:
+        changed = {name: value for name, value in options_of(further).items() if value != own[name]}
+        if not changed:
+            raise SettingsError("a further arm (also) has the options of the comparison itself; give it another value")
+        told = ", ".join(f"{name}={value}" for name, value in changed.items())
+        plain, itra = (f"{name} with {told}" for name in SIDES)
+        if changed.keys() <= ours:  # Trainer does not know these
+            pairs += [(SIDES[1], itra), (SIDES[0], itra)]
+        else:
+            arms[plain] = (Trainer, further)
+            pairs += [(SIDES[0], plain), (plain, itra), (plain, SIDES[1])]
+        arms[itra] = (ITRATrainer, further)
+    return arms, pairs
+
+
 def _run(
-    task: Task, args: ITRAConfig, name: str, seed: int, folder: Path, progress: "_Progress", measures: Sequence[str]
+    task: Task, name: str, arm: Arm, seed: int, folder: Path, progress: "_Progress", measures: Sequence[str]
 ) -> dict[str, Any]:
     """Train once, evaluate, and return a line of `runs.jsonl`."""
+    kind, args = arm
     own = copy.copy(args)
-    own.seed, own.output_dir = seed, str(folder / f"{name}-seed-{seed}")
+    own.seed, own.output_dir = seed, str(folder / re.sub(r"[^\w.=-]+", "-", f"{name}-seed-{seed}"))
     own.push_to_hub, own.disable_tqdm, own.report_to, own.log_level = False, True, [], "error"
     set_seed(seed)
-    trainer = task.trainer(TRAINERS[name], own, [progress])
+    trainer = task.trainer(kind, own, [progress])
     trainer.remove_callback(PrinterCallback)
     if task.has_scatter:
         trainer.add_callback(ITRADiagnosticsCallback(measures, trainer=trainer))
@@ -122,39 +158,6 @@ def _run(
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def summarise(task: Task, args: ITRAConfig, settings: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of `comparison.json`."""
-    metric = _metric(args, runs)
-    greater = metric not in FALLING  # `greater_is_better` is True by default for all but losses
-    differences = paired_differences(runs)
-    verdict, sentence = judge(metric, greater, differences.get(metric))
-    return {
-        "task": f"{task.kind}-classification",
-        "model": settings["model"],
-        "dataset": settings["dataset"],
-        "metric": metric,
-        "greater_is_better": greater,
-        "settings": settings,
-        "runs": runs,
-        "differences": differences,
-        "verdict": verdict,
-        "sentence": sentence,
-        "matched": next((run["matched"] for run in runs if run.get("matched")), None),
-        "warnings": [
-            f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in runs if run.get("hardly")
-        ],
-    }
-
-
-def _metric(args: ITRAConfig, runs: list[dict[str, Any]]) -> str:
-    """The score that decides."""
-    known = runs[0]["metrics"]
-    wanted = (args.metric_for_best_model or ("accuracy" if "accuracy" in known else "loss")).removeprefix("eval_")
-    if wanted not in known:
-        raise SettingsError(f"metric_for_best_model={wanted!r} is unknown; choose one of {', '.join(known)}")
-    return wanted
 
 
 @contextmanager

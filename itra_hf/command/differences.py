@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-SIDES = ("Trainer", "ITRATrainer")
+from itra_hf.hub.scores import SIDES
 
 
-def paired_differences(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def paired_differences(runs: list[dict[str, Any]], sides: tuple[str, str] = SIDES) -> dict[str, dict[str, Any]]:
     """For each score, ITRATrainer's minus Trainer's by the seed, and the 95 % confidence interval of the mean.
 
     The interval is Student's: mean +- t * s / sqrt(n), with s the standard deviation of the n differences and t the
@@ -17,6 +17,7 @@ def paired_differences(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
     Args:
         runs: as in `runs.jsonl`; seeds without both runs, and scores that are not finite, are left out.
+        sides: the two that are compared, as the runs call their `trainer`; the second minus the first.
 
     Example:
         >>> runs = [{"seed": s, "trainer": name, "metrics": {"accuracy": value}}
@@ -33,9 +34,9 @@ def paired_differences(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 scores.setdefault(metric, {})[run["trainer"], run["seed"]] = value
     found = {}
     for metric, by_run in scores.items():
-        seeds = sorted({seed for _, seed in by_run if all((name, seed) in by_run for name in SIDES)})
+        seeds = sorted({seed for _, seed in by_run if all((name, seed) in by_run for name in sides)})
         if seeds:
-            plain, itra = (np.array([by_run[name, seed] for seed in seeds]) for name in SIDES)
+            plain, itra = (np.array([by_run[name, seed] for seed in seeds]) for name in sides)
             values = itra - plain
             low = high = None
             if np.ptp(values) > 1e-9 * max(np.abs(plain).max(), np.abs(itra).max()):  # more than rounding
@@ -72,10 +73,19 @@ def _count(seeds: int) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores side by side, for a terminal."""
-    lines = [f"{'':<16}{'Trainer':>12}{'ITRATrainer':>13}{'difference':>12}   95 % interval"]
-    for metric, found in result["differences"].items():
+    """The scores side by side, for a terminal; of further arms those of the main metric and the loss."""
+    parts = [_lines("Trainer", "ITRATrainer", result["differences"])]
+    chosen = (result["metric"], "loss")
+    for pair in result["also"]:
+        found = {name: entry for name, entry in pair["differences"].items() if name in chosen}
+        parts.append([f"{pair['second']} against {pair['first']}:", *_lines("other", "named first", found)])
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _lines(first: str, second: str, differences: dict[str, Any]) -> list[str]:
+    lines = [f"{'':<16}{first:>12}{second:>13}{'difference':>12}   95 % interval"]
+    for metric, found in differences.items():
         interval = "" if found["low"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}"
         means = f"{found['trainer']:>12.4f}{found['itra']:>13.4f}{found['difference']:>+12.4f}"
         lines.append(f"{metric:<16}{means}   {interval}")
-    return "\n".join(lines)
+    return lines

@@ -11,12 +11,12 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
 from itra_hf.command.contents import model_digest, processor_digest, rows_digest
-from itra_hf.command.differences import SIDES
 from itra_hf.command.tasks import Task
 from itra_hf.config import ITRAConfig
 from itra_hf.files import write_anew
 from itra_hf.hub.checkpoints import STATE
 from itra_hf.hub.public import PRIVATE
+from itra_hf.hub.scores import SIDES
 
 logger = logging.get_logger(__name__)
 
@@ -31,12 +31,19 @@ class SettingsError(ValueError):
     """A comparison that makes no sense, or mixes runs of different settings."""
 
 
-def keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool) -> None:
-    """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
+def options_of(args: ITRAConfig) -> dict[str, Any]:
+    """The options that decide a run."""
     free = HARMLESS if args.load_best_model_at_end else (*HARMLESS, "metric_for_best_model", "greater_is_better")
-    chosen = {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
-    rows = {"rows": [len(task.train), len(task.test)], "world_size": args.world_size}
-    settings = json.loads(json.dumps(task.source | chosen | rows | _contents(task), default=str))
+    return {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
+
+
+def keep_settings(
+    folder: Path, task: Task, args: ITRAConfig, has_runs: bool, samples_per_class: int | None = None
+) -> None:
+    """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
+    rows = {"rows": [len(task.train), len(task.test)], "samples_per_class": samples_per_class}
+    own = task.source | options_of(args) | rows | {"world_size": args.world_size} | _contents(task)
+    settings = json.loads(json.dumps(own, default=str))
     path = folder / SETTINGS
     if path.exists() or has_runs:
         earlier = _earlier_settings(path)
@@ -93,7 +100,8 @@ def _checked_run(run: Any) -> dict[str, Any]:
     numbers = [run["seconds"], run["steps"], *(value for value in run["metrics"].values() if value is not None)]
     texts = [run["folder"], *(run[name] for name in ("matched", "hardly") if run[name] is not None)]
     are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
-    if not are_numbers or not all(isinstance(text, str) for text in texts) or run["trainer"] not in SIDES:
+    trainer = run["trainer"].split(" with ")[0]  # a further arm's options follow
+    if not are_numbers or not all(isinstance(text, str) for text in texts) or trainer not in SIDES:
         raise ValueError("it is no run")
     return {name: run[name] for name in KEPT}
 

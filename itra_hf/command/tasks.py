@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,24 @@ class Task:
         """Whether the rows to evaluate on tell how compact classes are: two classes, and two rows of one of them."""
         counts = Counter(self.test["labels"]).values()
         return self.names is not None and len(counts) > 1 and max(counts) > 1
+
+    def drawn(self, samples: int, seed: int) -> "Task":
+        """The same task with so many random training rows of each class.
+
+        Raises:
+            ValueError: where a class has fewer, or the labels are numbers.
+        """
+        if self.names is None:
+            raise ValueError(f"samples_per_class={samples} needs classes; the labels are decimal numbers")
+        labels, draw, rows = np.asarray(self.train["labels"]), np.random.default_rng(seed), list[int]()
+        for label, name in enumerate(self.names):
+            own = np.flatnonzero(labels == label)
+            if len(own) < samples:
+                raise ValueError(
+                    f"samples_per_class={samples}: the class {name!r} has {len(own)} training rows; give less"
+                )
+            rows += draw.choice(own, samples, replace=False).tolist()
+        return replace(self, train=self.train.select(rows))
 
     def trainer(self, cls: type[Trainer], args: TrainingArguments, callbacks: list[Any]) -> Trainer:
         """A trainer of a new model; images and sounds keep the columns that their collator reads."""
@@ -165,6 +183,7 @@ def load_task(data: TaskArguments, seed: int) -> Task:
             return processor(*(rows[column] for column in columns), truncation=True, max_length=data.max_length)
 
         train, test = (part.map(tokenize, batched=True, remove_columns=columns) for part in (train, test))
+        tokenize({column: [""] for column in columns})  # rows from the cache leave the tokenizer without its truncation
         collator: Any = DataCollatorWithPadding(processor)
     else:
         is_audio = kind == "audio"  # a picture is decoded by the collator, which names a broken one

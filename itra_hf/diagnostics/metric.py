@@ -55,6 +55,15 @@ class Compactness(Metric):
         >>> metric.add_batch(features=rows, references=labels)
         >>> metric.compute()["scatter_ratio"]
         0.25
+
+        Of combined metrics each takes its own columns from `add_batch`. `compute` would give all of them to each.
+
+        >>> import evaluate
+        >>> metrics = evaluate.combine([Compactness("features"), Compactness()])  # of features and of logits
+        >>> metrics.add_batch(features=rows, predictions=[[0.0], [2.0], [4.0], [6.0]], references=labels)
+        >>> scores = metrics.compute()
+        >>> scores["compactness_0_scatter_ratio"], scores["compactness_1_scatter_ratio"]
+        (0.25, 0.25)
     """
 
     def _info(self) -> MetricInfo:

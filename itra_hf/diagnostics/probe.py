@@ -16,7 +16,7 @@ from itra_hf.config import MatchingArguments
 from itra_hf.diagnostics.gradients import gradient_scatter, over_adaptation
 from itra_hf.diagnostics.modes import mode_separation
 from itra_hf.diagnostics.scatter import compactness
-from itra_hf.features import HeadInput, extract_features, find_features, undisturbed
+from itra_hf.features import extract_features, find_features, find_head, undisturbed
 from itra_hf.labels import label_name
 
 Rows = tuple[Tensor, Tensor]  # features `[n, d]` and labels `[n]`
@@ -86,7 +86,7 @@ class Probe:
                 yield batch
 
         args = self.trainer.args
-        find: Any = HeadInput.find
+        find: Any = find_head
         if isinstance(args, MatchingArguments) and args.feature_layer != "head":
             find = partial(find_features, layer=str(args.feature_layer), pooling=args.feature_pooling)
         with undisturbed(self._model):

@@ -28,36 +28,36 @@ def compactness(features: Features, labels: Labels, *, sample_size: int = 2000) 
         silhouette            = mean of (b_i - a_i) / max(a_i, b_i)                  (Rousseeuw 1987)
         class_mean_separation = min over a != b of |m_a - m_b| / sqrt(within_scatter)
 
-    with a_i the mean distance of row i to the other rows of its class, b_i that to the rows of the nearest other class;
-    a row alone in its class counts 0. The two scatters add up to the total scatter. Where classes have equally many
-    rows, `nc1` is the formula of the paper; else the class means count by their rows, as in `between_scatter`. The
-    ratios do not change when the features are shifted, rotated or scaled as a whole. Smaller ratios, and a silhouette
-    and a separation that are larger, mean more compact. Classes of few rows look more compact than they are (a class of
+    a_i is the mean distance of row i to the other rows of its class, and b_i that to the rows of the nearest other
+    class. A row alone in its class counts 0. The two scatters add up to the total scatter. If classes have equally many
+    rows, `nc1` is the formula of the paper; otherwise the class means count by their rows, as in `between_scatter`. The
+    ratios do not change when the features are shifted, rotated or scaled as a whole. More compact features have smaller
+    ratios, a larger silhouette and a larger separation. Classes of few rows look more compact than they are (a class of
     one row has no scatter), so compare models on the same rows only.
 
     Features that have collapsed to one point are not compact, but useless. A scatter of at most
-    `(8 eps)^2 * mean |x_i|^2`, with eps the rounding unit of the features' dtype, counts as rounding noise, and
+    `(8 eps)^2 * mean |x_i|^2` counts as rounding noise; eps is the rounding unit of the features' dtype.
 
-    - where the total scatter is noise, `collapsed` is 1 (else 0) and every ratio is NaN, as it is where a feature is
-      not finite;
-    - where only the between-class scatter is noise (the class means coincide), `scatter_ratio` and `nc1` are infinite.
+    - If the total scatter is noise, `collapsed` is 1 (otherwise 0) and every ratio is NaN. The ratios are also NaN if a
+      feature is not finite.
+    - If only the between-class scatter is noise (the class means coincide), `scatter_ratio` and `nc1` are infinite.
 
-    Give the features in the dtype in which they were computed: after bfloat16 features were converted to float32 their
-    rounding noise cannot be told from scatter any more.
+    Give the features in the dtype in which they were computed. After bfloat16 features were converted to float32, their
+    rounding noise looks like scatter.
 
     Args:
         features: `[n, d]`, of any floating or integer dtype; computed with in float64.
         labels: `[n]`, the class of each row, as integers, booleans or strings.
-        sample_size: of more rows than this, the silhouette, which needs all their distances, is that of a random
-            sample, drawn the same way every time and without the global random state.
+        sample_size: above this many rows, the silhouette, which needs all distances, is that of a random sample. The
+            sample is the same every time, and does not use the global random state.
 
     Returns:
         `within_scatter`, `between_scatter` (both in squared feature units), `scatter_ratio`, `nc1`, `silhouette`,
         `class_mean_separation` and `collapsed`.
 
     Raises:
-        ValueError: if the shapes don't fit, if labels are not classes, if there are fewer than two classes, or if no
-            class has two rows: then nothing is known of the scatter within a class.
+        ValueError: if the shapes don't fit, labels are not classes, there are fewer than two classes, or no class has
+            two rows.
 
     Example:
         >>> features = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0]])
@@ -132,9 +132,16 @@ class CompactnessStream:
         _, rows, classes = self._sample
         return self.measures(rows.double(), classes)
 
-    def class_scatter(self) -> dict[Any, float]:
-        """The scatter within each class, `sum |x_i - m_c|^2 / n_c` over its rows, in squared feature units."""
-        return dict(zip(self._classes, (self._scatters / self._counts).tolist(), strict=True))
+    def class_scatter(self, *, relative: bool = False) -> dict[Any, float]:
+        """The scatter within each class, `sum |x_i - m_c|^2 / n_c` over its rows, in squared feature units.
+
+        With `relative` it is over the scatter between the classes; empty where that is rounding noise.
+        """
+        _, _, between, noise = self._between()
+        if relative and not between > noise:
+            return {}
+        scatters = self._scatters / self._counts / (between if relative else 1.0)
+        return dict(zip(self._classes, scatters.tolist(), strict=True))
 
     def measures(self, rows: Tensor, classes: Tensor) -> dict[str, float]:
         """The measures of all rows so far, with `nc1` taken over these rows, `[r, d]`, of classes `[r]`."""
@@ -143,11 +150,8 @@ class CompactnessStream:
             raise ValueError(f"{len(self._classes)} class in {number} rows; compactness compares at least two classes")
         if self._counts.max() < 2:
             raise ValueError(f"each of the {len(self._classes)} classes has one row; give some class two rows or more")
-        total = float(self._counts.sum())
-        shares = self._counts / total
-        centred = self._means - shares @ self._means
-        within, between = float(self._scatters.sum()) / total, float(shares @ centred.square().sum(1))
-        noise = rounding_noise(self._eps, self._squares / total)
+        shares, centred, between, noise = self._between()
+        within = float(self._scatters.sum() / self._counts.sum())
         scatters = {"within_scatter": within, "between_scatter": between}
         if not within + between > noise:  # also where a feature is not finite
             ratios = dict.fromkeys(("scatter_ratio", "nc1", "silhouette", "class_mean_separation"), float("nan"))
@@ -161,6 +165,14 @@ class CompactnessStream:
             "class_mean_separation": class_mean_separation(centred, within),
             "collapsed": 0.0,
         }
+
+    def _between(self) -> tuple[Tensor, Tensor, float, float]:
+        """The classes' shares of the rows, their centred means, the scatter of these, and what is rounding noise."""
+        total = self._counts.sum()
+        shares = self._counts / total
+        centred = self._means - shares @ self._means
+        noise = rounding_noise(self._eps, self._squares / max(float(total), 1.0))
+        return shares, centred, float(shares @ centred.square().sum(1)), noise
 
     def _merge(self, rows: Tensor, classes: Tensor) -> None:
         """Merge the counts, means and scatters of a batch into those of the rows before."""

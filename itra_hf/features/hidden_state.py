@@ -44,7 +44,7 @@ class HiddenState(FeatureReader):
         self.pooling = pooling
 
     @classmethod
-    def find(cls, model: nn.Module, inputs: Mapping[str, Any], layer: int, pooling: str = "auto") -> Self:
+    def find(cls, model: nn.Module, inputs: Mapping[str, Any], layer: int, pooling: str = "mean") -> Self:
         """Find the module that makes hidden state `layer`, by a forward pass that leaves the model as it was.
 
         Args:
@@ -52,7 +52,7 @@ class HiddenState(FeatureReader):
             inputs: a batch.
             layer: index into `hidden_states`; 0 is the embeddings, -1 the last. Of a model with an encoder and a
                 decoder, into the encoder's.
-            pooling: `"auto"` is the mean.
+            pooling: as of the class.
 
         Raises:
             HeadNotFoundError: if the model has no such hidden state, or no module gives it.
@@ -62,8 +62,9 @@ class HiddenState(FeatureReader):
             try:
                 outputs = model(**inputs, **ASK)
             except TypeError as error:
+                name = type(model).__name__
                 raise HeadNotFoundError(
-                    f"{type(model).__name__} cannot be asked for hidden states ({error}); take feature_layer='head'"
+                    f"{name} cannot be asked for hidden states ({error}); name a module by feature_layer"
                 ) from error
         return cls.explain(recorder.calls, outputs, layer, pooling, type(model).__name__)
 
@@ -85,7 +86,7 @@ class HiddenState(FeatureReader):
         if not -len(states) <= layer < len(states):
             raise HeadNotFoundError(
                 f"{name} has {len(states)} hidden states, and feature_layer={layer} is none of them; "
-                f"take an index from {-len(states)} to {len(states) - 1}, or feature_layer='head'"
+                f"take an index from {-len(states)} to {len(states) - 1}"
             )
         state, found = states[layer].detach(), None
         for call in calls:
@@ -96,7 +97,7 @@ class HiddenState(FeatureReader):
             raise HeadNotFoundError(f"no module of {name} gives its hidden state {layer}; take another feature_layer")
         own = [call for call in calls if call.module is found.module]
         index = None if len(own) == 1 else next(number for number, call in enumerate(own) if call is found)
-        return cls(found.module, "mean" if pooling == "auto" else pooling, index)
+        return cls(found.module, pooling, index)
 
     def describe(self, names: Mapping[nn.Module, str]) -> str:
         """The module by name, and how its output is pooled."""
@@ -161,12 +162,12 @@ def _hidden_states(outputs: Any, name: str) -> Sequence[Tensor]:
     """All hidden states of a forward pass; those of the encoder, where there is a decoder, too."""
     if not isinstance(outputs, Mapping):
         raise HeadNotFoundError(
-            f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; set "
-            "config.return_dict=True, or take feature_layer='head'"
+            f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; let it "
+            "return them by name (models of transformers: config.return_dict=True), or name a module by feature_layer"
         )
     states = outputs.get("hidden_states", outputs.get("encoder_hidden_states"))
-    if states is None:
-        raise HeadNotFoundError(f"{name} gives no hidden states; take feature_layer='head'")
+    if states is None or not len(states):
+        raise HeadNotFoundError(f"{name} gives no hidden states; name a module by feature_layer")
     return cast(Sequence[Tensor], states)
 
 

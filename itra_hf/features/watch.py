@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from itra_hf.features.head import HeadInput
 from itra_hf.features.hidden_state import ASK, HiddenState, asking
 from itra_hf.features.layers import linear_layers, module_named
 from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
 from itra_hf.features.recorder import Call, Recorder, logits_at, possible_logits
+from itra_hf.features.search import head_in, named_head
 from itra_hf.features.undisturbed import RandomState, kept_buffers, undisturbed
 
 LARGEST = 2**20  # entries in the output of a layer that the first forward pass looks at
@@ -182,7 +182,7 @@ class FeatureWatch:
         parameters = signature(self.model.forward).parameters
         if not (ASK.keys() & parameters.keys() or any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())):
             raise HeadNotFoundError(
-                f"{type(self.model).__name__} cannot be asked for hidden states; take feature_layer='head'"
+                f"{type(self.model).__name__} cannot be asked for hidden states; name a module by feature_layer"
             )
         return recorder
 
@@ -205,9 +205,9 @@ class FeatureWatch:
         if self.layer is not None:
             return HiddenState.explain(calls, outputs, self.layer, self.pooling, type(self.model).__name__)
         if self.name is not None:
-            return HeadInput.named(self.model, self.name, calls, outputs, mask, self.pooling, self.patient)
+            return named_head(self.model, self.name, calls, outputs, mask, self.pooling, self.patient)
         try:
-            return HeadInput.only(self.model, calls, outputs, mask, self.patient)
+            return head_in(self.model, calls, outputs, mask, self.patient)
         except AmbiguousHeadError:
             raise
         except HeadNotFoundError:

@@ -1,23 +1,23 @@
 """The model card: what was trained on what, how, how well, and how to use and repeat it."""
 
-import math
-import re
+import platform
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer, make_markdown_table
-from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import has_length
 from transformers.utils.import_utils import is_peft_available
 
 from itra_hf.config import MatchingArguments, matching_arguments
-from itra_hf.hub.public import as_text, is_folder, is_local, public_arguments, public_name
+from itra_hf.hub.metadata import metadata, run_links
+from itra_hf.hub.public import as_text, is_folder, public_arguments, public_name
 from itra_hf.hub.scores import last_scores, log_of_saved_model, scores_of
+from itra_hf.hub.usage import repository_of, task_of, usage
 from itra_hf.version import __version__
 
 if is_peft_available():
@@ -25,61 +25,31 @@ if is_peft_available():
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 PICTURE = "features.png"
-
-# a task of the Hub: the Auto class, the classes of models behind it, and an input
-TASKS: dict[str, tuple[str, Any, str]] = {
-    "image-classification": (
-        "AutoModelForImageClassification",
-        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        "an_image.png",
-    ),
-    "audio-classification": (
-        "AutoModelForAudioClassification",
-        modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-        "a_sound.wav",
-    ),
-    "text-classification": (
-        "AutoModelForSequenceClassification",
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "a text of yours",
-    ),
-}
-
-PIPELINE = """from transformers import pipeline
-
-classify = pipeline("{task}", model="OWNER/{name}")
-print(classify("{example}"))"""
-ADAPTER = """from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained("{base}", num_labels={num_labels})
-model = PeftModel.from_pretrained(base, "OWNER/{name}")"""
+PACKAGES = ("itra_hf", "transformers", "torch", "datasets", "tokenizers")
 
 
-def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, dataset: Any = None) -> None:
+def write_model_card(trainer: Trainer, form: str | None, given: dict[str, Any]) -> None:
     """Write the card of a trained model over the one that Trainer has written, whose metadata it keeps.
 
-    No token, no user's name and no path of this machine gets into it.
+    No token and no path of this machine gets into it, and no user's name but in public addresses.
 
     Args:
         trainer: after training; its folder holds Trainer's `README.md`, and perhaps a picture `features.png`.
         form: of the matching loss, `"auto"` where none was chosen yet; None for a loss of the author's.
-        tasks: the task of the Hub; by default that of the model's class.
-        dataset: the names of the data sets, as Trainer's `create_model_card` takes them.
+        given: what Trainer's `create_model_card` was given, by keyword.
     """
     path = Path(str(trainer.args.output_dir), "README.md")
     model: Any = trainer.model
     network = model.get_base_model() if is_peft_available() and isinstance(model, peft.PeftModel) else model
     old = ModelCard.load(path, ignore_metadata_errors=True)
-    title = next(iter(re.findall(r"^# (.+)$", old.text, re.MULTILINE)), path.resolve().parent.name)
-    name = (trainer.args.hub_model_id or title).rstrip("/").split("/")[-1]
-    task = tasks if isinstance(tasks, str) else _task(network)
-    given = [dataset] if isinstance(dataset, str) else dataset or []
-    datasets = [public_name(item) for item in given if not is_folder(item)]
-    log = log_of_saved_model(trainer)
-    data = _metadata(old.data, name, task, datasets, last_scores(log))
+    title = given.get("model_name") or trainer.args.hub_model_id or path.resolve().parent.name
+    name = title.rstrip("/").split("/")[-1]
+    task = next(iter(_listed(given.get("tasks"))), task_of(network))
+    datasets = [public_name(item) for item in _listed(given.get("dataset")) if not is_folder(item)]
+    log, tags = log_of_saved_model(trainer), getattr(model, "model_tags", None)
+    data = metadata(old.data, name, task, datasets, last_scores(log), tags)
     matching = matching_arguments(trainer.args)
-    packages = ("itra_hf", "transformers", "torch", "datasets")
+    repository = repository_of(trainer, name)
     card = ModelCard.from_template(
         data,
         str(TEMPLATE),
@@ -90,7 +60,8 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         data=_data(trainer, datasets or data.datasets or []),
         classes=_classes(network),
         metrics={as_text(metric): f"{value:.4f}" for metric, value in last_scores(log).items()},
-        usage=_usage(model, network, task, name, data.base_model),
+        usage=usage(trainer, model is not network, task, repository, data.base_model),
+        repository=repository,
         library="transformers" if model is network else "peft",
         options={field.name: as_text(getattr(matching, field.name)) for field in fields(MatchingArguments)}
         | {"matching": _form(matching, form)},
@@ -99,38 +70,17 @@ def write_model_card(trainer: Trainer, form: str | None, tasks: Any = None, data
         picture=PICTURE if path.with_name(PICTURE).exists() else None,
         hyperparameters=_hyperparameters(trainer),
         history=_history(trainer.state.log_history),
-        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        links=run_links(trainer.args.report_to, tags),
+        versions={package: version(package) for package in PACKAGES} | {"Python": platform.python_version()},
         arguments={key: repr(value) for key, value in public_arguments(trainer.args).items()},
         version=__version__,
     )
     card.save(path)
 
 
-def _metadata(data: ModelCardData, name: str, task: str | None, datasets: list[str], scores: dict[str, float]) -> Any:
-    """Trainer's metadata without paths, with the tags and the results."""
-    if data.base_model is not None and is_local(str(data.base_model)):
-        data.base_model = None
-    data.datasets = [item for item in data.datasets or [] if item and not is_local(item)] or None
-    public = [tag for tag in data.tags or [] if not tag.startswith("base_model:") or not is_local(tag.split(":")[-1])]
-    data.tags = list(dict.fromkeys([*public, "generated_from_trainer", "itra"]))
-    data.pipeline_tag = data.pipeline_tag or task
-    data.model_name = name
-    known = datasets or data.datasets or ["unknown"]
-    where = ", ".join(known), re.sub(r"[^\w./-]+", "-", (data.datasets or known)[0])
-    finite = {metric: value for metric, value in scores.items() if math.isfinite(value)}
-    results = [
-        EvalResult(
-            task_type=task or "other",
-            dataset_name=where[0],
-            dataset_type=where[1],
-            metric_type=metric,
-            metric_value=value,
-        )
-        for metric, value in finite.items()
-    ]
-    data.eval_results = results or None
-    data.metrics = list(finite) or None
-    return data
+def _listed(names: str | list[str] | None) -> list[str]:
+    """Names as Trainer's `create_model_card` takes them: one, several or none."""
+    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _classes(network: nn.Module) -> str:
@@ -142,20 +92,11 @@ def _classes(network: nn.Module) -> str:
     return ", ".join(map(as_text, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _task(network: nn.Module) -> str | None:
-    """The task that a class of models does."""
-    for task, (_, mapping, _) in TASKS.items():
-        names = [name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)]
-        if type(network).__name__ in names:
-            return task
-    return None
-
-
 def _origin(base: str | None, network: nn.Module) -> str:
     if base:
         return f"fine-tuned from [{base}](https://huggingface.co/{base})"
     local = getattr(network, "name_or_path", "")
-    return "fine-tuned, from a model on the author's disk," if local else "trained from scratch"
+    return "fine-tuned from a local model" if local else "trained from scratch"
 
 
 def _data(trainer: Trainer, names: list[str]) -> str:
@@ -179,6 +120,8 @@ def _form(args: MatchingArguments, form: str | None) -> str:
 def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
     """Those that Trainer's card names."""
     found: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
+    if 0 < trainer.args.warmup_steps < 1:
+        found["lr_scheduler_warmup_steps"] = f"{trainer.args.warmup_steps:g} of all steps"
     return found | {"optimizer": getattr(trainer.args.optim, "value", trainer.args.optim)}
 
 
@@ -206,13 +149,3 @@ def _compactness(log: list[dict[str, Any]]) -> dict[str, str]:
         f"after {entry['step']} steps" if entry["step"] else "before training": f"{entry['eval_scatter_ratio']:.4f}"
         for entry in moments
     }
-
-
-def _usage(model: Any, network: nn.Module, task: str | None, name: str, base: str | None) -> str | None:
-    """How to use the model, where its task is known."""
-    if task not in TASKS:
-        return None
-    if model is network:
-        return PIPELINE.format(task=task, name=name, example=TASKS[task][2])
-    num_labels = model.config.num_labels
-    return ADAPTER.format(auto=TASKS[task][0], base=base or "the base model", num_labels=num_labels, name=name)

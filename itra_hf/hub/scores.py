@@ -4,15 +4,20 @@ from typing import Any
 
 from transformers import Trainer
 
-NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation", "collapsed")
+SIDES = ("Trainer", "ITRATrainer")  # whose scores a comparison sets against each other
+NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "collapsed")
+DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation")
 MODES = ("mode_accuracy", "mode_chance", "mode_separation")
 
 
+def is_figure(key: str) -> bool:
+    """Whether a key of a log tells how good a model is: a score of the task, or a diagnostic of an evaluation."""
+    return key.startswith("eval_") and not key.endswith(NO_FIGURES)
+
+
 def is_score(key: str) -> bool:
-    """Whether a key of an evaluation's log is a score of the task."""
-    name = key.removeprefix("eval_")
-    return key.startswith("eval_") and not name.endswith(NO_METRICS + DIAGNOSTICS + MODES)
+    """Whether a key of a log is a score of the task."""
+    return is_figure(key) and not key.endswith(DIAGNOSTICS + MODES)
 
 
 def scores_of(entry: dict[str, Any]) -> dict[str, float]:

@@ -108,12 +108,18 @@ def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     is_scalar = isinstance(dataset.features[name], (datasets.Value, datasets.ClassLabel))
     if not is_scalar and not _is_one(next(iter(first_labels(dataset, [name])), [])):
         return None
-    column = dataset.with_format("arrow").select_columns([name])[:].column(name)
-    lengths = None if is_scalar else pyarrow.compute.list_value_length(column)  # an error but for lists
-    if lengths is not None and pyarrow.compute.max(lengths).as_py() != 1:
-        return None
-    values = column.to_numpy()
-    return values if values.dtype.kind != "O" else values.tolist()
+    column, indices = dataset.data.column(name), dataset._indices  # whose public ways gather row by row
+    column = column if indices is None else column.take(indices.column(0))
+    while pyarrow.types.is_nested(column.type):
+        lengths = pyarrow.compute.min_max(pyarrow.compute.list_value_length(column))  # an error but for lists
+        if column.null_count or set(lengths.as_py().values()) != {1}:
+            return None
+        column = pyarrow.compute.list_flatten(column)
+    if pyarrow.types.is_primitive(column.type):
+        return column.to_numpy()
+    coded = column.combine_chunks().dictionary_encode()  # one object for each class, not for each row
+    known = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    return known[coded.indices.fill_null(-1)]
 
 
 @_or_none

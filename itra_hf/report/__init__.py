@@ -102,7 +102,7 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "subtitle": f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
         "warnings": list(content.get("warnings", [])),
         "sentence": content["sentence"],
-        "tables": [_differences(content), _runs(content)],
+        "tables": [_differences(content), *_further(content), _runs(content)],
         "sections": [
             _section("Paired by seed", [differences, *comparison_pictures(content, folder)], folder),
             _section("Features", maps, folder) | {"legend": legend},
@@ -144,15 +144,15 @@ def _subtitle(run: Run) -> str:
     steps = max((int(entry["step"]) for entry in run.history), default=0)
     parts = [f"{config['model']}, trained by {config['trainer']}" if config else "", f"{steps:,} steps"]
     parts.append(config.get("matching_line") or "")
-    if "diagnostics_share" in config:
-        parts.append(f"measuring took {config['diagnostics_share']:.1%} of the time")
+    if (share := config.get("diagnostics_share")) is not None:
+        parts.append(f"measuring between the first and the last step took {share:.1%} of the time")
     if config.get("skipped_measurements"):
         parts.append(f"{config['skipped_measurements']} measurements passed over to keep it so")
     return "; ".join(part for part in parts if part)
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    rows = [(name.removeprefix("eval_"), _digits(first), _digits(last)) for name, first, last in run.figures()]
+    rows = [(name.removeprefix("eval_"), *map(_digits, values)) for name, *values in run.figures()]
     return {
         "title": "On the evaluation set",
         "head": ["", "first", "last"],
@@ -172,6 +172,20 @@ def _differences(content: dict[str, Any]) -> dict[str, Any]:
     return {"title": "Differences", "head": head, "rows": rows, "note": note}
 
 
+def _further(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table of the further arms, in the main metric and the loss; none without such arms."""
+    rows = []
+    for pair in content.get("also", []):
+        for name in dict.fromkeys((content["metric"], "loss")):
+            if entry := pair["differences"].get(name):
+                interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
+                means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
+                rows.append((f"{pair['second']} against {pair['first']}", name, *means, interval))
+    head = ["arms", "mean", "other", "named first", "difference", "95 % interval"]
+    note = "Differences are the arm named first minus the other one, paired by seed."
+    return [{"title": "Further arms", "head": head, "rows": rows, "note": note}] if rows else []
+
+
 def _runs(content: dict[str, Any]) -> dict[str, Any]:
     names = list(content["differences"])
     heads = [name.replace("_", "_\u200b") for name in names]  # may break there, where a phone has no room
@@ -183,7 +197,7 @@ def _runs(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _signed(value: float | None) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from itra_hf.hub.scores import SIDES
 from itra_hf.report.drawing import Picture, curve, finish
 from itra_hf.report.maps import page_legend, pca_map
 from itra_hf.report.runs import Run
 
-TRAINERS = ("Trainer", "ITRATrainer")
-STYLES = {"Trainer": ("C1", "--"), "ITRATrainer": ("C0", "-")}
+STYLES = dict(zip(SIDES, (("C1", "--"), ("C0", "-")), strict=True))
 
 # Of the runs that logged them, in this order.
 CURVES = {
@@ -51,13 +51,13 @@ def difference_picture(content: dict[str, Any]) -> Picture | None:
         "Every dot is a seed; diamond and bar are their mean and its 95 % interval. Left of 0, ITRATrainer has less."
     )
     told = [f"{name}: {entry['difference']:+.3g} in the mean." for name, entry in differences.items()]
-    alt = f"Paired differences, ITRATrainer minus Trainer, of {len(content['runs']) // 2} seeds. {' '.join(told)}"
+    alt = f"Paired differences, ITRATrainer minus Trainer, by seed. {' '.join(told)}"
     return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
 
 
 def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
     """Every pair of runs, and the curves of those runs whose folders are there."""
-    runs = [(entry, _run(folder, entry)) for entry in content["runs"]]
+    runs = [(entry, _run(folder, entry)) for entry in content["runs"] if entry["trainer"] in SIDES]
     pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
     return [picture for picture in pictures if picture is not None]
 
@@ -66,13 +66,14 @@ def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], 
     """The maps after training of the first seed whose runs saved their features, and the legend of the classes."""
     for seed in dict.fromkeys(entry["seed"] for entry in content["runs"]):
         runs = {entry["trainer"]: _run(folder, entry) for entry in content["runs"] if entry["seed"] == seed}
-        saved = {trainer: run.after for trainer, run in runs.items() if run is not None and run.after is not None}
-        if len(saved) == len(TRAINERS):
+        found = {trainer: runs.get(trainer) for trainer in SIDES}
+        saved = {trainer: run.after for trainer, run in found.items() if run is not None and run.after is not None}
+        if len(saved) == len(SIDES):
             pictures = [
                 pca_map(saved[trainer], f"map-{trainer}", f"{trainer}, seed {seed}, after training")
-                for trainer in TRAINERS
+                for trainer in SIDES
             ]
-            return pictures, page_legend(saved[TRAINERS[0]])
+            return pictures, page_legend(saved[SIDES[0]])
     return [], []
 
 
@@ -89,14 +90,14 @@ def _pairs(content: dict[str, Any]) -> Picture | None:
     if name not in content["differences"]:
         return None
     values = {(entry["trainer"], entry["seed"]): entry["metrics"].get(name) for entry in content["runs"]}
-    pairs = {seed: [values[trainer, seed] for trainer in TRAINERS] for seed in content["differences"][name]["seeds"]}
+    pairs = {seed: [values[trainer, seed] for trainer in SIDES] for seed in content["differences"][name]["seeds"]}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for pair in pairs.values():
             axes.plot([0, 1], pair, "o-", color="C0", alpha=0.6, markersize=5, linewidth=1.3)
         axes.set(xlim=(-0.3, 1.3), ylabel=name)
-        axes.set_xticks([0, 1], TRAINERS)
+        axes.set_xticks([0, 1], SIDES)
 
     alt = f"Line for each of {len(pairs)} seeds from the {name} of Trainer to that of ITRATrainer."
     better = "Up" if content["greater_is_better"] else "Down"
@@ -119,7 +120,7 @@ def _curves(runs: list[tuple[dict[str, Any], Run | None]], name: str, label: str
             seen.add(trainer)
         finish(axes, label, log=name in LOGARITHMIC and all(value > 0 for _, (_, values) in series for value in values))
 
-    ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in TRAINERS}
+    ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in SIDES}
     told = [f"{trainer} ends at {np.mean(values):.3g} in the mean." for trainer, values in ends.items() if values]
     alt = f"Line chart of the {label} over the steps, a line for each run. {' '.join(told)}"
     return Picture(name, label[0].upper() + label[1:], "A line for each run; dots are what was measured.", alt, draw)

@@ -1,5 +1,7 @@
 """The pictures of one run's curves: losses, guards, compactness, gradients, steps."""
 
+from statistics import fmean
+
 from matplotlib.figure import Figure
 
 from itra_hf.report.drawing import Picture, curve, finish, told
@@ -50,8 +52,9 @@ def _guards(run: Run) -> Picture | None:
     lines = {"applied, after ramp and cap": applied}
     if applied[0] and "matching_weight" in settings:
         weight = settings["matching_weight"] * run.config["matching_share"]
-        asked = weight, run.config["planned_steps"], settings["matching_warmup_ratio"]
-        lines = {"asked for by the ramp": (applied[0], _mean_ramp(applied[0], *asked)), **lines}
+        logged = sorted({entry["step"] for entry in run.history if {"loss", "matching_weight"} & set(entry)})
+        asked = _mean_ramp(logged, weight, run.config["planned_steps"], settings["matching_warmup_ratio"])
+        lines = {"asked for by the ramp": (applied[0], [asked[step] for step in applied[0]]), **lines}
     caption = (
         "The weight of the matching loss, means since the step logged before. Where the two lines part, the cap on the "
         "matching's gradient holds the weight down."
@@ -59,14 +62,10 @@ def _guards(run: Run) -> Picture | None:
     return _lines("guards", "The guards at work", caption, lines, "weight")
 
 
-def _mean_ramp(steps: list[int], weight: float, planned: int, warmup: float) -> list[float]:
-    """The mean weight that the ramp asks for since the step before, as it is logged."""
-    means, start = [], 0
-    for step in steps:
-        values = [weight * ramp(each, planned, warmup) for each in range(start, step)] or [weight]
-        means.append(sum(values) / len(values))
-        start = step
-    return means
+def _mean_ramp(logged: list[int], weight: float, planned: int, warmup: float) -> dict[int, float]:
+    """The mean weight that the ramp asks for since the step logged before, also where that had nothing to match."""
+    pairs = zip([0, *logged], logged, strict=False)
+    return {step: weight * fmean(ramp(each, planned, warmup) for each in range(start, step)) for start, step in pairs}
 
 
 def _ratios(run: Run) -> Picture | None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from itra_hf.diagnostics import CompactnessStream
 from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.files import reading
 from itra_hf.hub.checkpoints import STATE, last_whole_checkpoint
+from itra_hf.hub.scores import is_figure
 
 Series = tuple[list[int], list[float]]  # steps and values
 
@@ -70,24 +72,19 @@ class Run:
         reason = self.config.get("hardly_matched")
         return [f"The matching hardly took place: {reason}"] if reason else []
 
-    def figures(self) -> list[tuple[str, float, float]]:
-        """The name, the first and the last value of everything that was measured on the evaluation set."""
-        names = dict.fromkeys(name for entry in self.history for name in entry if _is_figure(name))
+    def figures(self) -> list[tuple[str, float | None, float]]:
+        """The name, the first and the last value of all figures of the evaluation set; a single one is the last."""
+        names = dict.fromkeys(name for entry in self.history for name in entry if is_figure(name))
         found = [(name, self.series(name)[1]) for name in names]
-        return [(name, values[0], values[-1]) for name, values in found if values]
+        return [(name, values[0] if len(values) > 1 else None, values[-1]) for name, values in found if values]
 
 
 def class_scatters(saved: dict[str, np.ndarray]) -> dict[str, float]:
     """The scatter within each class over the scatter between all classes, by the class's name."""
-    rows, labels = saved["features"].astype(np.float64), saved["labels"]
-    rows = rows - rows.mean(0)
-    within, between = {}, 0.0
-    for label in np.unique(labels):
-        members = rows[labels == label]
-        mean = members.mean(0)
-        within[str(saved["names"][labels == label][0])] = float(((members - mean) ** 2).sum(1).mean())
-        between += len(members) * float(mean @ mean) / len(rows)
-    return {name: scatter / between for name, scatter in within.items()} if between > 0 else {}
+    stream = CompactnessStream(sample_size=1)
+    stream.update(saved["features"], saved["labels"])
+    names = dict(zip(saved["labels"].tolist(), saved["names"].tolist(), strict=True))
+    return {names[label]: scatter for label, scatter in stream.class_scatter(relative=True).items()}
 
 
 def _finite_rows(saved: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
@@ -96,8 +93,3 @@ def _finite_rows(saved: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] |
         return None
     finite = np.isfinite(saved["features"]).all(1)
     return {name: values[finite] for name, values in saved.items()} if finite.any() else None
-
-
-def _is_figure(name: str) -> bool:
-    clock = ("_runtime", "_per_second", "_time", "_collapsed")
-    return name.startswith("eval_") and not name.endswith(clock)

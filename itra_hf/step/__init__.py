@@ -2,8 +2,8 @@
 
 from itra_hf.step.forms import MatchingLoss
 from itra_hf.step.guards import ramp
-from itra_hf.step.matching import LOGGED
 from itra_hf.step.run import Run
 from itra_hf.step.setup import check_setup, matching_share
+from itra_hf.step.tally import LOGGED
 
 __all__ = ["LOGGED", "MatchingLoss", "Run", "check_setup", "matching_share", "ramp"]

@@ -53,8 +53,8 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
         )
     if kind == "tokens" and name != "marginal":
         raise ValueError(
-            f"matching={name!r} needs one label per row, but the labels are one per token; take matching='marginal' "
-            "with feature_layer=-1, which matches one row for each text"
+            f"matching={name!r} needs one label per row, but the labels are one per token; name a module "
+            "by feature_layer, and take matching='marginal', which matches one row for each text"
         )
     if name == "class_conditional" and kind != "classes":
         raise ValueError(
@@ -62,7 +62,7 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
             "take matching='joint' or 'marginal'"
         )
     label_kernel = None if name == "marginal" else LABEL_KERNELS[str(kind)]
-    form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths, args.unbiased)
+    form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths)
 
     signs: dict[int, Tensor] = {}  # by the number of rows, for a batch of as many needs no other
 

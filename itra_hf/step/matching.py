@@ -7,16 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from itra_hf.config import MatchingArguments
-from itra_hf.distributed import Batch, BatchGatherer, gather_numbers, is_distributed, rank, sum_over_ranks
+from itra_hf.distributed import Batch, BatchGatherer, gather_numbers, is_distributed, rank
 from itra_hf.features import HeadNotFoundError, Seen
 from itra_hf.labels import LabelKind, label_kind, labels_in
 from itra_hf.pairing import Couples
 from itra_hf.step.forms import BatchLoss, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
-from itra_hf.step.guards import CollapseWatch, excess_odds, on_device
+from itra_hf.step.guards import CollapseWatch, excess_odds
 from itra_hf.step.meeting import Cap, Meeting
 from itra_hf.step.tally import Tally
-
-LOGGED = ("task_loss", "matching_loss", "matching_weight")
 
 
 class Matching:
@@ -45,13 +43,10 @@ class Matching:
         self.kind: LabelKind | None = None
         self.shape: tuple[int, ...] = ()  # of the features
         self.couples = Couples()
-        self.tally = Tally()
+        self.tally = Tally(device)
         self._loss: BatchLoss | None = None
         self._gatherer, self._collapse = BatchGatherer(device), CollapseWatch()
         self._meetings: list[tuple[Meeting, Tensor]] = []
-        self._noted: list[tuple[Tensor, Tensor, Tensor | float, float, float]] = []  # what is in no sum yet
-        self._sums, self._of_run = torch.zeros(2, 5, device=device)
-        self._has_means = False
         self._warned_of_collapse = False
         self._has_agreed = False  # with the other ranks, on a batch before the matching has begun
 
@@ -80,9 +75,10 @@ class Matching:
         self._has_agreed = True
         loss = self.own_loss or choose_matching_loss(self.args, kind)
         if loss is None:
-            raise HeadNotFoundError(
-                "the batch holds no label for each row; give every row its label, or take matching='marginal'"
-            )
+            way_out = "give every row its label, or take matching='marginal'"
+            if not has_features:
+                way_out = "matching='marginal' needs none, but a module that is named by feature_layer"
+            raise HeadNotFoundError(f"the batch holds no label for each row; {way_out}")
         if has_features:
             self._loss, self.form, self.kind = loss, choose_form(self.args, kind), kind
             self.couples.by_class = kind == "classes" and self.own_loss is None and self.form != "marginal"
@@ -192,7 +188,7 @@ class Matching:
                 return None
             raise HeadNotFoundError(
                 f"the model got {rows} rows where the batch holds {len(labels)} labels, so the label of a row is not "
-                "known (hand the labels to the model, too)"
+                "known (hand them to the model, too, if it takes any)"
             )
         return labels
 
@@ -217,45 +213,9 @@ class Matching:
                 loss = torch.addcmul(loss, weight, value, value=share)
             else:
                 loss = torch.add(loss, value, alpha=weight * share)
-            self._noted.append((task_loss, value, weight, share, asked))
-            self._has_means = True
+            self.tally.note(task_loss, value, weight, share, asked)
         self._meetings.clear()
-        if len(self._noted) > 100:
-            self._add_up()
         return loss
-
-    def means(self) -> dict[str, float]:
-        """The means since `begin_means`, over ranks and over the optimizer steps that had anything to match."""
-        if not self._has_means:  # on no rank
-            return {}
-        self._add_up()
-        *sums, _, steps = sum_over_ranks(self._sums).tolist()
-        return {name: total / steps for name, total in zip(LOGGED, sums, strict=True)} if steps else {}
-
-    def begin_means(self) -> None:
-        """Begin new means."""
-        self._of_run += self._sums
-        self._sums.zero_()
-        self._has_means = False
-
-    def hardly(self) -> str | None:
-        """Why the matching hardly took place since the run began; None where it did."""
-        self._add_up()
-        _, _, weight, asked, steps = (self._of_run + self._sums).tolist()
-        return self.tally.reason(weight, asked, steps)
-
-    def _add_up(self) -> None:
-        """Add what was noted to the sums; a matching loss of 0 had nothing to match (one row, no class in common)."""
-        if self._noted:
-            task_losses, values, weights, shares, asked = zip(*self._noted, strict=True)
-            share, wanted = on_device((shares, asked), self.device)
-            pairs = zip(weights, values, strict=True)
-            applied = [each if isinstance(each, Tensor) else value.new_full((), each) for each, value in pairs]
-            parts = [torch.stack(part).float() for part in (list(values), applied)]
-            task = torch.stack(task_losses).float() / share  # the task loss of a micro-batch holds its share already
-            entries = torch.stack([task, *parts, wanted, torch.ones_like(share)])
-            self._sums += (entries * share).masked_fill(parts[0] == 0, 0.0).sum(1)
-            self._noted.clear()
 
     def collapsed(self) -> bool:
         """Whether the features have just been seen to collapse, for the first time."""

@@ -19,7 +19,7 @@ from itra_hf.pairing import not_asked
 from itra_hf.step.cached import CachedStep
 from itra_hf.step.forms import MatchingLoss
 from itra_hf.step.matching import Matching
-from itra_hf.step.setup import asked_weight, in_one_line, is_asked, refuse
+from itra_hf.step.setup import asked_weight, in_one_line, is_asked, micro_batches_and_divisor, raise_or_go_without
 
 logger = logging.get_logger(__name__)
 
@@ -67,10 +67,10 @@ class Run:
         self._refuse_unseen()
         if not self.matching.has_begun:
             if self._open is not None:
-                refuse(self.trainer, self._open)
+                raise_or_go_without(self.trainer, self._open)
             return
         self._tell(at_end=True)
-        reason = self.matching.hardly()
+        reason = self.matching.tally.hardly()
         if reason is not None and self.trainer.is_world_process_zero():
             self.hardly = reason
             logger.warning(f"The matching hardly took place: {reason}")
@@ -92,7 +92,7 @@ class Run:
     def end_log(self) -> None:
         """Begin new means after Trainer's log, on every rank."""
         self.to_log = None
-        self.matching.begin_means()
+        self.matching.tally.begin_means()
 
     def begin_step(self, micro_batches: Sequence[Any], is_on: bool) -> None:
         """Begin an optimizer step of these micro-batches, which is matched or not."""
@@ -104,9 +104,10 @@ class Run:
     def _refuse_unseen(self) -> None:
         """Refuse the matching where the first step has shown nothing."""
         if self.watch.passes == 0 and self._was_on and self._open is None:
-            refuse(
+            raise_or_go_without(
                 self.trainer,
-                "no features were seen in the first step; call super().training_step and super().compute_loss in yours",
+                "no features were seen in the first step; they are read where super().compute_loss, within "
+                "super().training_step, calls the model with gradient",
             )
 
     def training_step(
@@ -211,7 +212,9 @@ class Run:
     def _find_in_compiled(self, compute_loss: Callable[..., Any], model: Any, inputs: Any, num_items: Any) -> None:
         """Find the features in the model before it is compiled, and put the hooks on."""
         if getattr(model.dynamo_ctx, "fullgraph", False):
-            refuse(self.trainer, "torch.compile(fullgraph=True) admits no break at the features; take fullgraph=False")
+            raise_or_go_without(
+                self.trainer, "torch.compile(fullgraph=True) admits no break at the features; take fullgraph=False"
+            )
             return
         self._find(lambda: compute_loss(self.model, copy.deepcopy(inputs), num_items_in_batch=num_items))
         self.watch.keep_hooks()
@@ -249,17 +252,4 @@ class Run:
                 logger.warning(f"{error}; such batches are trained without matching.")
             self._warned = True
             return
-        refuse(self.trainer, error, asked=self.watch.reader is None and self.args.feature_layer != "head")
-
-
-def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tuple[int, int]:
-    """The micro-batches of this optimizer step, and by how many of them the matching loss is still to be divided.
-
-    Trainer divides the loss by them, unless by its own rule the task loss is a mean over the step already.
-    """
-    micro_batches = trainer.current_gradient_accumulation_steps
-    is_mean = getattr(trainer, "loss_is_scaled_for_ga", None)  # since transformers 5.23
-    if is_mean is None:
-        counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
-        is_mean = counted or trainer.compute_loss_func is not None
-    return micro_batches, micro_batches if is_mean else 1
+        raise_or_go_without(self.trainer, error, asked=self.watch.reader is None and self.args.feature_layer != "head")

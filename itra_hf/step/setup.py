@@ -39,7 +39,7 @@ def check_head(model: nn.Module) -> None:
         labels = cast(Any, model).config.num_labels
         raise HeadNotFoundError(
             f"{type(model).__name__} has no linear classification head (config.num_labels={labels}); name "
-            "another module by feature_layer, or take a hidden state and matching='marginal'"
+            "another module by feature_layer, with matching='marginal' where a row has no label of its own"
         )
 
 
@@ -48,7 +48,7 @@ def is_asked(trainer: Any) -> bool:
     return matching_arguments(trainer.args).matching != "auto" or trainer.matching_loss is not None
 
 
-def refuse(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
+def raise_or_go_without(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
     """No matching in this run: an error where one was asked for, else one warning.
 
     Args:
@@ -85,6 +85,19 @@ def matching_share(trainer: Trainer) -> float:
     return share_for_rows(rows, planned / max(rows, 1), matching_arguments(trainer.args).matching_full_weight_rows)
 
 
+def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tuple[int, int]:
+    """The micro-batches of this optimizer step, and by how many of them the matching loss is still to be divided.
+
+    Trainer divides the loss by them, unless by its own rule the task loss is a mean over the step already.
+    """
+    micro_batches = trainer.current_gradient_accumulation_steps
+    is_mean = getattr(trainer, "loss_is_scaled_for_ga", None)  # since transformers 5.23
+    if is_mean is None:
+        counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+        is_mean = counted or trainer.compute_loss_func is not None
+    return micro_batches, micro_batches if is_mean else 1
+
+
 def check_setup(trainer: Any, rows: int, training: bool) -> None:
     """Refuse, before anything runs, what no matching can be done with.
 
@@ -106,7 +119,7 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         check_rows(trainer, rows)
     except ValueError as error:
         if training or is_asked(trainer):
-            refuse(trainer, error)
+            raise_or_go_without(trainer, error)
         return
     whole_step = args.matching_scope == "optimizer_step"
     if whole_step and trainer.args.torch_compile:
@@ -119,7 +132,7 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
     if inside and trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):
         raise ValueError(
             f"feature_layer={args.feature_layer!r} lies where gradient checkpointing with use_reentrant=True keeps no "
-            "graph; take gradient_checkpointing_kwargs={'use_reentrant': False}, or feature_layer='head'"
+            "graph; take gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
     changed = not training or trainer.model_init is not None  # what was looked at before is not read again
     if changed and trainer.matching_loss is None and args.matching in ("class_conditional", "joint"):
@@ -146,10 +159,12 @@ def check_rows(trainer: Trainer, rows: int) -> None:
         rows //= trainer.args.world_size
     whole_step = matching_arguments(trainer.args).matching_scope == "optimizer_step"
     if (rows * trainer.args.gradient_accumulation_steps if whole_step else rows) < 2:
+        compiled = trainer.args.torch_compile  # which admits no other scope
+        accumulate = "" if compiled else "accumulate gradients with matching_scope='optimizer_step', or "
         raise ValueError(
             f"{rows} row in a batch of one device (per_device_train_batch_size="
             f"{trainer.args.per_device_train_batch_size}) leaves no pair to match; take at least 2 for each device, or "
-            "accumulate gradients with matching_scope='optimizer_step', or take matching='none'"
+            f"{accumulate}take matching='none'"
         )
 
 
