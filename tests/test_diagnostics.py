@@ -61,8 +61,23 @@ class TestValues:
         expected = np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / 4
         assert compactness(features, labels)["nc1"] == pytest.approx(expected, rel=1e-9)
 
-    def test_silhouette_is_that_of_scikit_learn(self, sample):
-        assert compactness(*sample)["silhouette"] == pytest.approx(silhouette_score(*sample), rel=1e-9)
+    def test_silhouette_is_that_of_its_definition(self, sample):
+        features, labels = sample[0], np.append(sample[1][:-1], 9)  # a row alone in its class counts 0
+        distances = np.linalg.norm(features[:, None] - features, axis=-1)
+        values = []
+        for i, label in enumerate(labels):
+            others = np.arange(60) != i
+            inner = distances[i, (labels == label) & others].mean() if label != 9 else 0
+            outer = min(distances[i, labels == other].mean() for other in set(labels) - {label})
+            values.append((outer - inner) / max(inner, outer) if label != 9 else 0)
+        assert compactness(features, labels)["silhouette"] == pytest.approx(np.mean(values), rel=1e-9)
+
+    def test_silhouette_of_a_sample_with_one_class_or_single_rows(self):
+        rows = [[0.0], [1.0], [5.0], [6.0]]
+        assert math.isnan(compactness(rows, [0, 0, 1, 1], sample_size=1)["silhouette"])
+        labels = np.zeros(4, int)
+        labels[_sample(4, 2)[0]] = 1
+        assert compactness(rows, labels, sample_size=2)["silhouette"] == 0
 
     def test_silhouette_of_many_rows_is_that_of_a_sample(self):
         rng = np.random.default_rng(0)

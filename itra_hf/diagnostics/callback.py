@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from itra_hf.diagnostics.probe import Probe, Rows
+from itra_hf.diagnostics.probe import LabelledFeatures, Probe
 from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.distributed import sum_over_ranks
 from itra_hf.hub.checkpoints import STATE
@@ -95,11 +95,15 @@ class ITRADiagnosticsCallback(TrainerCallback):
             raise ValueError(f"max_rows={max_rows} must be at least 4, and num_batches={num_batches} at least 2")
         if not 0 < max_share <= 1:
             raise ValueError(f"max_share={max_share} must lie above 0 and at most at 1, the whole run")
-        self.every, self.max_share, self.trainer = every, max_share, trainer
+        self.every, self.max_share = every, max_share
+        self.trainer: Any = trainer
         self._sample = (tuple(measures), dataset, modes, max_rows, num_batches, seed)
+        self._reset()
+
+    def _reset(self) -> None:
         self._probe: Probe | None = None
         self._step, self._found = -1, dict[str, float]()
-        self._features: Rows | None = None
+        self._features: LabelledFeatures | None = None
         self._begun, self._spent, self._cost, self._skipped = time.perf_counter(), 0.0, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -109,8 +113,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
                 "ITRADiagnosticsCallback does not know its trainer; "
                 "trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer)) tells it"
             )
-        self._probe, self._step = None, -1
-        self._begun, self._spent, self._cost, self._skipped = time.perf_counter(), 0.0, 0.0, 0
+        self._reset()
         if state.global_step == 0:
             self._measure(state, counts=False)
             self._log(control)
@@ -140,8 +143,6 @@ class ITRADiagnosticsCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save what the report needs, of the model that training leaves."""
-        if self.trainer is None:
-            return
         if args.load_best_model_at_end and state.best_model_checkpoint:  # which is loaded by now
             if self._probe and self._features:
                 self._features = self._probe.features()
@@ -158,22 +159,20 @@ class ITRADiagnosticsCallback(TrainerCallback):
     def _measure(self, state: Any, counts: bool = True) -> None:
         """Measure, and keep the figures and the features; what `max_share` does not count is taken out of the time."""
         start = time.perf_counter()
-        if self._probe is None and self.trainer is not None:
-            self._probe = Probe(self.trainer, *self._sample)
-        if self._probe is not None:
-            self._found, self._features = self._probe.measure()
-            self._step = state.global_step
+        self._probe = self._probe or Probe(self.trainer, *self._sample)
+        self._found, self._features = self._probe.measure()
+        self._step = state.global_step
         self._cost = time.perf_counter() - start
         if counts:
             self._spent += self._cost
         else:
             self._begun += self._cost
-        if state.global_step > 0 and self.trainer is not None and self.trainer.is_in_train:
+        if state.global_step > 0 and self.trainer.is_in_train:
             self._found["diagnostics_share"] = self._share()
 
     def _is_missing(self, metric: str | None, metrics: dict[str, float]) -> bool:
         """Whether the figure that chooses the best checkpoint is no evaluation's own, so that it must be ours."""
-        sets = self.trainer.eval_dataset if self.trainer is not None else None
+        sets = self.trainer.eval_dataset
         name = "" if metric is None else metric.removeprefix("eval_")
         of_one_set = isinstance(sets, dict) and name.startswith(tuple(f"{each}_" for each in sets))
         return name != "" and f"eval_{name}" not in metrics and not of_one_set
@@ -195,7 +194,6 @@ class ITRADiagnosticsCallback(TrainerCallback):
         return False
 
     def _log(self, control: Any) -> None:
-        if self.trainer is not None:
-            should_log = control.should_log  # which logging sets to False: the training loss is still to come
-            self.trainer.log(dict(self._found))
-            control.should_log = should_log
+        should_log = control.should_log  # which logging sets to False: the training loss is still to come
+        self.trainer.log(dict(self._found))
+        control.should_log = should_log

@@ -8,28 +8,6 @@ from evaluate import Metric, MetricInfo
 
 from itra_hf.diagnostics.scatter import compactness
 
-DESCRIPTION = "How tightly the rows of each class lie around their mean, against how far the class means lie apart."
-
-INPUTS = """
-Args:
-    {vectors}: one vector a row, `[n, d]`: features, or logits.
-    references: the class of each row, `[n]`, as integers or strings.
-
-Returns:
-    what `itra_hf.diagnostics.compactness` returns.
-"""
-
-CITATION = """\
-@article{papyan2020prevalence,
-  title   = {Prevalence of neural collapse during the terminal phase of deep learning training},
-  author  = {Papyan, Vardan and Han, X. Y. and Donoho, David L.},
-  journal = {Proceedings of the National Academy of Sciences},
-  volume  = {117},
-  number  = {40},
-  pages   = {24652--24663},
-  year    = {2020}
-}"""
-
 
 class Compactness(Metric):
     """`compactness` as an `evaluate.Metric`: made without a download, for `compute_metrics` and `evaluate.combine`.
@@ -70,12 +48,11 @@ class Compactness(Metric):
         names = {"default": "predictions", "features": "features"}
         if self.config_name not in names:
             raise ValueError(f"config_name={self.config_name!r} is unknown; choose one of {', '.join(names)}")
-        vectors = names[self.config_name]
-        kinds = ("int64", "string")
+        vectors, kinds = names[self.config_name], ("int64", "string")
         return MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS.format(vectors=vectors),
+            description="How tightly the rows of each class lie around their mean.",
+            citation="Papyan, Han and Donoho 2020, arXiv 2008.08186",
+            inputs_description=f"{vectors}: features `[n, d]`. references: classes `[n]`, integers or strings.",
             features=[Features({vectors: Sequence(Value("float32")), "references": Value(kind)}) for kind in kinds],
             reference_urls=["https://arxiv.org/abs/2211.13332", "https://arxiv.org/abs/2008.08186"],
         )

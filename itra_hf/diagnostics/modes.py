@@ -1,11 +1,11 @@
 """Whether the sub-classes that training never saw stay apart in the features."""
 
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from itra_hf.diagnostics.scatter import Features, Labels, checked_classes, rounding_noise, rounding_unit
-
-ROWS_AT_ONCE = 512
 
 
 def mode_separation(
@@ -31,12 +31,10 @@ def mode_separation(
         neighbours: rows that vote; of classes with fewer others, all of these.
 
     Returns:
-        The three measures. All rows at one point have no neighbours: then accuracy and separation are NaN, as they are
-        where a feature is not finite.
+        The three measures. Accuracy and separation are NaN if all rows lie at one point, or if a feature is not finite.
 
     Raises:
-        ValueError: if shapes don't fit, if modes are not classes, or if no class has two modes: then there is nothing
-            to tell apart.
+        ValueError: if shapes don't fit, if modes are not classes, or if no class has two modes.
 
     Example:
         >>> features = torch.tensor([[0.0], [0.1], [5.0], [5.1], [9.0], [9.1]])
@@ -47,36 +45,23 @@ def mode_separation(
         raise ValueError(f"neighbours={neighbours} must be at least 1")
     given = torch.as_tensor(features).detach().cpu()
     rows = given.double()
-    names, mode = checked_classes(rows, modes)
+    mode = checked_classes(rows, modes)[1]
     members = torch.zeros(len(rows), dtype=torch.long) if classes is None else checked_classes(rows, classes)[1]
-    right, by_chance, telling = 0, 0, False
-    for member in members.unique():
-        inside = members == member
-        counts = torch.bincount(mode[inside], minlength=len(names))
-        telling = telling or int((counts > 0).sum()) > 1
-        by_chance += int(counts.max())
-        right += _right_guesses(rows[inside], mode[inside], len(names), neighbours)
-    if not telling:
+    inside = [members == member for member in members.unique()]
+    commonest = [int(torch.bincount(mode[each]).max()) for each in inside]
+    if all(count == int(each.sum()) for count, each in zip(commonest, inside, strict=True)):
         raise ValueError(f"no class of these {len(rows)} rows has two modes; there is nothing to tell apart")
-    accuracy, chance = right / len(rows), by_chance / len(rows)
+    accuracy, chance = float("nan"), sum(commonest) / len(rows)
     scatter, square = (float(part.square().sum() / len(rows)) for part in (rows - rows.mean(0), rows))
-    if not scatter > rounding_noise(rounding_unit(given), square):  # also where a feature is not finite
-        accuracy = float("nan")
+    if scatter > rounding_noise(rounding_unit(given), square):  # not where a feature is not finite
+        accuracy = sum(_right_guesses(rows[each], mode[each], neighbours) for each in inside) / len(rows)
     return {"mode_accuracy": accuracy, "mode_chance": chance, "mode_separation": (accuracy - chance) / (1 - chance)}
 
 
-def _right_guesses(rows: Tensor, mode: Tensor, number: int, neighbours: int) -> int:
+def _right_guesses(rows: Tensor, mode: Tensor, neighbours: int) -> int:
     """How many rows' nearest others vote for their mode; of modes with equal votes the first is taken."""
-    rows = rows - rows.mean(0)
-    nearest = min(neighbours, len(rows) - 1)
-    if nearest == 0:  # the only row of its class, whose mode is known by the class
-        return len(rows)
-    right = 0
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = torch.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
-        distances = torch.cdist(rows[part], rows)
-        distances[torch.arange(len(part)), part] = float("inf")
-        voters = mode[distances.topk(nearest, largest=False).indices]
-        votes = torch.nn.functional.one_hot(voters, number).sum(1)
-        right += int((votes.argmax(1) == mode[part]).sum())
-    return right
+    if len(rows) == 1:  # its mode is known by its class
+        return 1
+    nearest = NearestNeighbors(n_neighbors=min(neighbours, len(rows) - 1)).fit(rows - rows.mean(0))
+    votes = one_hot(mode[torch.as_tensor(nearest.kneighbors(return_distance=False))]).sum(1)
+    return int((votes.argmax(1) == mode).sum())

@@ -19,23 +19,13 @@ from itra_hf.diagnostics.scatter import compactness
 from itra_hf.features import extract_features, find_features, find_head, undisturbed
 from itra_hf.labels import label_name
 
-Rows = tuple[Tensor, Tensor]  # features `[n, d]` and labels `[n]`
+LabelledFeatures = tuple[Tensor, Tensor]  # `[n, d]` and `[n]`
 
 
 class Probe:
-    """What is measured of a trainer's model, on the same rows every time.
+    """Measures a trainer's model on the same rows every time; the arguments are those of the callback.
 
     Every rank measures all of these rows itself, so that nothing has to be sent between ranks.
-
-    Args:
-        trainer: whose model, data collator and loss are taken.
-        measures: names of what is measured.
-        dataset: rows for the features; None is the trainer's evaluation set (of several the first), or else its
-            training set.
-        modes: the sub-class of every row of that data set, or None.
-        max_rows: features of at most this many rows.
-        num_batches: mini-batches of the training set that the gradients are taken of.
-        seed: of the draw of rows.
     """
 
     def __init__(
@@ -70,11 +60,8 @@ class Probe:
                 )
             self._train_batches = self._loader(trainer.train_dataset, drawn, size)
 
-    def features(self) -> Rows:
-        """The features of the sample, `[n, d]`, and their labels, `[n]`, of the rows that have a class.
-
-        The model is left as it was.
-        """
+    def features(self) -> LabelledFeatures:
+        """The features of the sample's rows that have a class, and their labels; the model is left as it was."""
         labels: list[Tensor] = []
         name = label_name(self.trainer.label_names)
 
@@ -95,13 +82,10 @@ class Probe:
         self._has_class = classes >= 0 if classes.ndim == 1 else torch.ones(len(classes), dtype=torch.bool)
         return rows[self._has_class], classes[self._has_class]
 
-    def measure(self) -> tuple[dict[str, float], Rows | None]:
-        """Everything that was asked for, by the names it is logged under; and the features that it was measured on.
-
-        The random state and every bit of model and optimizer are as before afterwards.
-        """
+    def measure(self) -> tuple[dict[str, float], LabelledFeatures | None]:
+        """The measures by their names in the log, and the features; model, optimizer and random state stay."""
         found: dict[str, float] = {}
-        features: Rows | None = None
+        features: LabelledFeatures | None = None
         if "compactness" in self.measures or self.modes is not None:
             features = self.features()
             if "compactness" in self.measures:

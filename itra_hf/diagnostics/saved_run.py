@@ -20,29 +20,14 @@ FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
 
 # Shown of every run, also where they are at their defaults.
 SETTINGS = (
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "label_smoothing_factor",
-    "bf16",
-    "fp16",
-    "seed",
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "label_smoothing_factor"),
+    *("bf16", "fp16", "seed"),
 )
 
 
 class SavedRun:
-    """The folder `_diagnostics` of a run.
-
-    Args:
-        output_dir: the run's folder.
-    """
+    """The folder `_diagnostics` in the `output_dir` of a run."""
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir) / FOLDER
@@ -58,11 +43,7 @@ class SavedRun:
         write_anew(self.folder / f"{when}.npz", content.getvalue())
 
     def features(self, when: str) -> dict[str, np.ndarray] | None:
-        """What was saved under `"before"` or `"after"`; None where nothing was.
-
-        Raises:
-            ValueError: where the file was cut off, or holds other arrays.
-        """
+        """What was saved under `"before"` or `"after"`; None if nothing was."""
         path = self.folder / f"{when}.npz"
         if not path.exists():
             return None
@@ -88,9 +69,8 @@ class SavedRun:
             values |= {name: getattr(matching_arguments(args), name) for name in sorted(ours)}
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         facts = {"trainer": type(trainer).__name__, "model": type(trainer.model).__name__, "best_step": best}
-        state |= {
-            name: getattr(trainer, name, None) for name in ("matching_line", "hardly_matched")
-        }  # of an ITRATrainer
+        of_itra = ("matching_line", "hardly_matched")  # Trainer has neither
+        state |= {name: getattr(trainer, name, None) for name in of_itra}
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(facts | state | others | {"settings": values}, indent=2, default=str)
         write_anew(self.folder / "config.json", text)

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from sklearn.metrics import silhouette_score
 from torch import Tensor
-
-from itra_hf.diagnostics.separation import class_mean_separation, nc1, silhouette
 
 # Scatter below this many units in the last place of the features' own size is taken for rounding noise.
 NOISE_ULPS = 8
@@ -81,12 +80,13 @@ def compactness(features: Features, labels: Labels, *, sample_size: int = 2000) 
         ratios = dict.fromkeys(("scatter_ratio", "nc1", "silhouette", "class_mean_separation"), float("nan"))
         return {**scatters, **ratios, "collapsed": float(within + between <= noise)}
     sample = _sample(len(found.rows), sample_size)
+    nearest = float(torch.pdist(found.centred).min())
     return {
         **scatters,
         "scatter_ratio": within / between if between > noise else float("inf"),
-        "nc1": nc1(found.deviations, found.centred, found.shares) if between > noise else float("inf"),
-        "silhouette": silhouette(found.rows[sample], found.classes[sample]),
-        "class_mean_separation": class_mean_separation(found.centred, within),
+        "nc1": _nc1(found) if between > noise else float("inf"),
+        "silhouette": _silhouette(found.rows[sample], found.classes[sample]),
+        "class_mean_separation": nearest / within**0.5 if within > 0 else float("inf"),
         "collapsed": 0.0,
     }
 
@@ -95,10 +95,10 @@ def class_scatter(features: Features, labels: Labels) -> dict[Any, float]:
     """The scatter within each class, `sum |x_i - m_c|^2 / n_c` over its rows, over the scatter between all classes.
 
     Args:
-        features, labels: as of `compactness`.
+        features, labels: as for `compactness`.
 
     Returns:
-        The ratio by class; empty where the scatter between the classes is rounding noise.
+        The ratio by class; empty if the scatter between the classes is rounding noise.
 
     Raises:
         ValueError: if the shapes don't fit, or if labels are not classes.
@@ -151,6 +151,27 @@ class _Scatter(NamedTuple):
     def between(self) -> float:
         """The scatter of the classes' means."""
         return float(self.shares @ self.centred.square().sum(1))
+
+
+def _nc1(found: _Scatter) -> float:
+    """`Tr(Sigma_W pinv(Sigma_B)) / K`, without forming either matrix.
+
+    With the singular value decomposition `U diag(s) V^T` of the class means, each times the root of its share,
+    `Sigma_B` is `V diag(s^2) V^T`. So the trace is the mean over the rows of `sum_j (v_j . deviation)^2 / s_j^2`.
+    """
+    _, scales, directions = torch.linalg.svd(found.shares.sqrt()[:, None] * found.centred, full_matrices=False)
+    kept = scales > scales.max() * max(found.centred.shape) * torch.finfo(scales.dtype).eps
+    kept[len(found.names) - 1 :] = False  # K centred means span K - 1 directions at most; the rest is rounding
+    projections = found.deviations @ directions[kept].T
+    return float((projections.square().mean(0) / scales[kept].square()).sum() / len(found.names))
+
+
+def _silhouette(rows: Tensor, classes: Tensor) -> float:
+    """The mean silhouette of rows `[n, d]`; NaN if all are of one class."""
+    number = len(classes.unique())
+    if not 1 < number < len(rows):  # which scikit-learn refuses
+        return 0.0 if number > 1 else float("nan")
+    return float(silhouette_score(rows - rows.mean(0), classes))
 
 
 def _sample(rows: int, size: int) -> Tensor:
