@@ -3,7 +3,6 @@
 Needs matplotlib and jinja2, which the extra `itra_hf[report]` installs.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,11 +112,9 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> Path:
     """`itra-hf report FOLDER`: of a run, or of a comparison where the folder holds a `comparison.json`."""
-    parser = argparse.ArgumentParser(prog="itra-hf report", description="Write the report of a run or a comparison.")
-    parser.add_argument("folder", type=Path, help="the run's output_dir, or that of itra-hf compare")
     if len(argv) != 1:
         raise ValueError(f"got {len(argv)} arguments; give one, the folder of a run or of a comparison")
-    folder = parser.parse_args(argv).folder
+    folder = Path(argv[0])
     page = write_comparison(folder / COMPARISON) if (folder / COMPARISON).exists() else write_report(folder)
     print(page)
     return page
@@ -162,11 +159,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _differences(content: dict[str, Any]) -> dict[str, Any]:
-    rows = []
-    for name, entry in content["differences"].items():
-        interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
-        means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
-        rows.append((name, *means, interval))
+    rows = [(name, *_cells(entry)) for name, entry in content["differences"].items()]
     head = ["mean", "Trainer", "ITRATrainer", "difference", "95 % interval"]
     note = "Means over the seeds; differences are ITRATrainer minus Trainer, paired by seed."
     return {"title": "Differences", "head": head, "rows": rows, "note": note}
@@ -174,16 +167,21 @@ def _differences(content: dict[str, Any]) -> dict[str, Any]:
 
 def _further(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The table of the further arms, in the main metric and the loss; none without such arms."""
-    rows = []
-    for pair in content.get("also", []):
-        for name in dict.fromkeys((content["metric"], "loss")):
-            if entry := pair["differences"].get(name):
-                interval = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
-                means = (_digits(entry["trainer"]), _digits(entry["itra"]), _signed(entry["difference"]))
-                rows.append((f"{pair['second']} against {pair['first']}", name, *means, interval))
+    rows = [
+        (f"{pair['second']} against {pair['first']}", name, *_cells(pair["differences"][name]))
+        for pair in content.get("also", [])
+        for name in dict.fromkeys((content["metric"], "loss"))
+        if name in pair["differences"]
+    ]
     head = ["arms", "mean", "other", "named first", "difference", "95 % interval"]
     note = "Differences are the arm named first minus the other one, paired by seed."
     return [{"title": "Further arms", "head": head, "rows": rows, "note": note}] if rows else []
+
+
+def _cells(entry: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Both means, their difference and its interval."""
+    interval = "" if entry["low"] is None else f"{entry['low']:+.3g} to {entry['high']:+.3g}"
+    return _digits(entry["trainer"]), _digits(entry["itra"]), f"{entry['difference']:+.3g}", interval
 
 
 def _runs(content: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +196,3 @@ def _runs(content: dict[str, Any]) -> dict[str, Any]:
 
 def _digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.3g}"

@@ -13,17 +13,16 @@ from matplotlib.lines import Line2D
 from itra_hf.report.drawing import COLOURS, WIDTH, Picture
 from itra_hf.report.runs import Run
 
-MARKERS = "os^DvPX*"
-MARKER_PATHS = (  # the same in the page's legend, in a square of 16
-    "M8 2a6 6 0 1 0 0 12a6 6 0 1 0 0-12",
-    "M3 3h10v10h-10z",
-    "M8 2l6.5 11.5h-13z",
-    "M8 1l6 7l-6 7l-6-7z",
-    "M8 14l6.5-11.5h-13z",
-    "M6 2h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
-    "M2 4.5l2.5-2.5l3.5 3.5l3.5-3.5l2.5 2.5l-3.5 3.5l3.5 3.5l-2.5 2.5l-3.5-3.5l-3.5 3.5l-2.5-2.5l3.5-3.5z",
-    "M8 1l2 4.8l5.2.4l-4 3.4l1.2 5l-4.4-2.7l-4.4 2.7l1.2-5l-4-3.4l5.2-.4z",
-)
+MARKERS = {  # and the same shapes in the page's legend, in a square of 16
+    "o": "M8 2a6 6 0 1 0 0 12a6 6 0 1 0 0-12",
+    "s": "M3 3h10v10h-10z",
+    "^": "M8 2l6.5 11.5h-13z",
+    "D": "M8 1l6 7l-6 7l-6-7z",
+    "v": "M8 14l6.5-11.5h-13z",
+    "P": "M6 2h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+    "X": "M2 4.5l2.5-2.5l3.5 3.5l3.5-3.5l2.5 2.5l-3.5 3.5l3.5 3.5l-2.5 2.5l-3.5-3.5l-3.5 3.5l-2.5-2.5l3.5-3.5z",
+    "*": "M8 1l2 4.8l5.2.4l-4 3.4l1.2 5l-4.4-2.7l-4.4 2.7l1.2-5l-4-3.4l5.2-.4z",
+}
 UMAP_ROWS = 4  # of fewer it has no picture
 IN_PICTURE = 10  # up to this many classes the picture itself holds the legend
 
@@ -32,19 +31,13 @@ Saved = dict[str, np.ndarray]
 
 def class_styles(saved: Saved) -> list[dict[str, Any]]:
     """Colour, marker, number and name of every class; 80 classes look different."""
-    labels = np.unique(saved["labels"])
-    names = [str(saved["names"][saved["labels"] == label][0]) for label in labels]
-    return [
-        {
-            "label": label,
-            "number": int(label),
-            "name": name,
-            "colour": COLOURS[index % 10],
-            "marker": MARKERS[index // 10 % 8] if len(labels) > IN_PICTURE else MARKERS[index % 8],
-            "path": MARKER_PATHS[index // 10 % 8] if len(labels) > IN_PICTURE else MARKER_PATHS[index % 8],
-        }
-        for index, (label, name) in enumerate(zip(labels, names, strict=True))
-    ]
+    labels, first = np.unique(saved["labels"], return_index=True)
+    styles = []
+    for index, (label, row) in enumerate(zip(labels, first, strict=True)):
+        marker = list(MARKERS)[(index // 10 if len(labels) > IN_PICTURE else index) % 8]
+        names = {"label": label, "number": int(label), "name": str(saved["names"][row])}
+        styles.append(names | {"colour": COLOURS[index % 10], "marker": marker, "path": MARKERS[marker]})
+    return styles
 
 
 def page_legend(saved: Saved) -> list[dict[str, Any]]:
@@ -65,15 +58,16 @@ def principal_axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def feature_maps(run: Run) -> list[Picture]:
-    """Maps before and after training, by principal axes, and by UMAP where that is installed and rows are enough."""
-    pictures = []
-    for when, saved in (("before", run.before), ("after", run.after)):
-        if saved is not None:
-            pictures.append(pca_map(saved, f"map-{when}", f"Features {when} training{_best(run, when)}"))
+    """Maps before and after training: by principal axes, and by UMAP if it is installed and there are enough rows."""
+    sides = [(when, saved) for when, saved in (("before", run.before), ("after", run.after)) if saved is not None]
+    best = f" (best checkpoint, step {run.config['best_step']})" if run.config.get("best_step") else ""
+    pictures = [
+        pca_map(saved, f"map-{when}", f"Features {when} training{best if when == 'after' else ''}")
+        for when, saved in sides
+    ]
     if find_spec("umap"):
-        for when, saved in (("before", run.before), ("after", run.after)):
-            if saved is not None and len(saved["features"]) >= UMAP_ROWS:
-                pictures.append(_umap_map(saved, f"umap-{when}", f"Features {when} training, by UMAP"))
+        large = [(when, saved) for when, saved in sides if len(saved["features"]) >= UMAP_ROWS]
+        pictures += [_umap_map(saved, f"umap-{when}", f"Features {when} training, by UMAP") for when, saved in large]
     return pictures
 
 
@@ -81,25 +75,20 @@ def both_maps(run: Run) -> Picture | None:
     """The maps before and after training in one picture, as a model card shows it."""
     if run.before is None or run.after is None:
         return None
-    sides = [("before training", run.before), ("after training", run.after)]
-    return side_by_side(sides, "features", "Features before and after training")
-
-
-def side_by_side(sides: list[tuple[str, Saved]], name: str, title: str) -> Picture:
-    """Maps of several sets of features in one picture."""
-    points = [principal_axes(saved["features"]) for _, saved in sides]
+    sides = {"before training": run.before, "after training": run.after}
+    points = [principal_axes(saved["features"]) for saved in sides.values()]
 
     def draw(figure: Figure) -> None:
-        every = np.atleast_1d(figure.subplots(1, len(sides)))
-        for axes, (label, saved), (at, shares) in zip(every, sides, points, strict=True):
+        for axes, (label, saved), (at, shares) in zip(figure.subplots(1, 2), sides.items(), points, strict=True):
             _scatter(axes, saved, at)
             axes.set(title=label, **_axis_names(shares))
-        _legend(figure, sides[0][1])
-        if len(class_styles(sides[0][1])) > IN_PICTURE:
+        _legend(figure, sides["before training"])
+        if page_legend(sides["before training"]):
             figure.supxlabel("Numbers, at class means where there is room: the labels of classes.", fontsize=9)
 
-    alt = f"Maps of the features along their first two principal axes, {' and '.join(label for label, _ in sides)}."
-    return Picture(name, title, "", alt, draw, height=5.0, width=2 * WIDTH)
+    alt = f"Maps of the features along their first two principal axes, {' and '.join(sides)}."
+    title = "Features before and after training"
+    return Picture("features", title, "", alt, draw, height=5.0, width=2 * WIDTH)
 
 
 def pca_map(saved: Saved, name: str, title: str) -> Picture:
@@ -164,18 +153,10 @@ def _number(axes: Axes, styles: list[dict[str, Any]], saved: Saved, points: np.n
 def _legend(figure: Figure, saved: Saved) -> None:
     styles = class_styles(saved)
     if len(styles) <= IN_PICTURE:
-        handles = [
-            Line2D(
-                [], [], color=style["colour"], marker=style["marker"], linestyle="", markersize=5, label=_short(style)
-            )
-            for style in styles
-        ]
-        columns = 5 if max(len(_short(style)) for style in styles) <= 7 else 2
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5, handletextpad=0.2)
-
-
-def _short(style: dict[str, Any]) -> str:
-    return shortened(str(style["name"]), 22)
+        names = [shortened(style["name"], 22) for style in styles]
+        dots = [Line2D([], [], color=each["colour"], marker=each["marker"], ls="", markersize=5) for each in styles]
+        columns = 5 if max(map(len, names)) <= 7 else 2
+        figure.legend(dots, names, loc="outside lower center", ncols=columns, fontsize=9.5, handletextpad=0.2)
 
 
 def shortened(name: str, length: int) -> str:
@@ -186,8 +167,3 @@ def shortened(name: str, length: int) -> str:
 def _axis_names(shares: np.ndarray) -> dict[str, str]:
     names = [f"{which} principal axis ({share:.0%})" for which, share in zip(("1st", "2nd"), shares, strict=True)]
     return {"xlabel": names[0], "ylabel": names[1]}
-
-
-def _best(run: Run, when: str) -> str:
-    best = run.config.get("best_step")
-    return f" (best checkpoint, step {best})" if when == "after" and best else ""
