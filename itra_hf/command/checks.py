@@ -18,11 +18,7 @@ Places = Mapping[str, str]  # of each split: its file or data set
 
 
 def check_columns(features: Features, columns: list[str], label: str, place: str) -> None:
-    """Refuse columns that are missing, or that no task has.
-
-    Raises:
-        ValueError: with file and column.
-    """
+    """Refuse columns that are missing, or that no task has, with file and column."""
     there = ", ".join(features)
     missing = [name for name in (*columns, label) if name not in features]
     if missing:
@@ -42,11 +38,7 @@ def check_columns(features: Features, columns: list[str], label: str, place: str
 
 
 def check_labels(splits: Mapping[str, Dataset], places: Places, column: str) -> None:
-    """Refuse rows without a label, and numbers that would turn the weights into NaN.
-
-    Raises:
-        ValueError: with file, row and column.
-    """
+    """Refuse rows without a label, and numbers that would turn the weights into NaN, with file, row and column."""
     for split, rows in splits.items():
         labels = rows["labels"][:]
         missing = labels.count(None)
@@ -64,44 +56,23 @@ def check_labels(splits: Mapping[str, Dataset], places: Places, column: str) -> 
                 )
 
 
-def check_classes(splits: Mapping[str, Dataset], places: Places, names: list[str]) -> None:
-    """Refuse labels that no row to train on has.
-
-    Raises:
-        ValueError: with file, row and label.
-    """
-    known = set(names)
+def check_classes(splits: Mapping[str, Dataset], places: Places) -> None:
+    """Refuse labels that no row to train on has, with file, row and label."""
+    feature = splits["train"].features["labels"]
+    name = feature.int2str if isinstance(feature, ClassLabel) else str
+    known = set(splits["train"].unique("labels"))
     for split, rows in splits.items():
         for number, label in enumerate(rows["labels"][:], 1):
             if label not in known:
+                listed = ", ".join(sorted(map(name, known))[:10]) + (" ..." if len(known) > 10 else "")
                 raise ValueError(
-                    f"{places[split]}, row {number}: the label {label!r} is none of the training rows' labels, which "
-                    f"are {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; mend it, or take the row out"
-                )
-
-
-def check_folders(splits: Mapping[str, Dataset], places: Places, names: list[str]) -> None:
-    """Refuse folders of classes to evaluate on that no row to train on has.
-
-    Raises:
-        ValueError: with the folder.
-    """
-    trained = set(splits["train"].unique("labels"))
-    for split, rows in splits.items():
-        for label in rows.unique("labels"):
-            if label not in trained:
-                raise ValueError(
-                    f"{places[split]}: the {split} rows have the class {names[label]!r}, and no training row has; mend "
-                    "the folder's name, or take it out"
+                    f"{places[split]}, row {number}: the label {name(label)!r} is none of the training rows' labels, "
+                    f"which are {listed}; mend it, or take the row out"
                 )
 
 
 def check_counts(labels: Iterable[int], names: list[str]) -> None:
-    """Refuse to hold out a fifth of a class that has one row.
-
-    Raises:
-        ValueError: with the class.
-    """
+    """Refuse to hold out a fifth of a class that has one row."""
     for label, count in Counter(labels).items():
         if count == 1:
             raise ValueError(
@@ -111,11 +82,7 @@ def check_counts(labels: Iterable[int], names: list[str]) -> None:
 
 
 def check_inputs(splits: Mapping[str, Dataset], places: Places, columns: list[str]) -> None:
-    """Refuse empty cells, which no tokenizer takes, and files that are no pictures.
-
-    Raises:
-        ValueError: with the picture, or with file, row and column.
-    """
+    """Refuse empty cells, which no tokenizer takes, and broken pictures, with file, row and column."""
     for split, rows in splits.items():
         for column in columns:
             cells = rows.with_format("arrow").select_columns([column])[:].column(column)

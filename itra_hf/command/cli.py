@@ -37,20 +37,21 @@ def run(command: str, argv: list[str]) -> None:
     """Run a command, or print its options; what takes seconds to import is imported here."""
     from itra_hf.command import commands
 
-    if command in commands.OPTIONS and {"-h", "--help"} & set(argv):
-        print(options_help(command, COMMANDS[command], commands.OPTIONS[command]))
+    if {"-h", "--help"} & set(argv):
+        groups = commands.OPTIONS.get(command)
+        print(options_help(command, COMMANDS[command], groups) if groups else COMMANDS[command])
     else:
         getattr(commands, f"{command}_command")(argv)
 
 
 def _one_line(error: Exception) -> str:
-    """The message; of one from a worker of the data loader, which tells a traceback, the last line."""
+    """The message; a worker of the data loader puts a traceback before it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[-1 if "Original Traceback" in str(error) else 0 :]).strip()
 
 
 def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
-    """The words without the flag --debug, and whether it was there; with a value it is Trainer's option."""
+    """The words without the flag --debug, and whether it was there; with a value, it is an option of Trainer."""
     flags = [n for n, word in enumerate(argv) if word == "--debug" and (argv[n + 1 : n + 2] or ["--"])[0][:2] == "--"]
     return [word for n, word in enumerate(argv) if n not in flags], bool(flags)
 

@@ -1,16 +1,18 @@
 """What the commands of `itra-hf` do."""
 
 import logging
+import platform
 from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
+import torch
 from transformers import HfArgumentParser, set_seed
 
 from itra_hf.command.compare import RESULT, compare
 from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import table
-from itra_hf.command.environment import environment
 from itra_hf.command.kept_runs import HARMLESS
 from itra_hf.command.options import as_words, check_numbers, nearest, read_options
 from itra_hf.command.tasks import load_task
@@ -18,6 +20,9 @@ from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.hub.checkpoints import last_whole_checkpoint
 from itra_hf.trainer import ITRATrainer
+from itra_hf.version import __version__
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "huggingface_hub", "numpy", "triton")
 
 
 @dataclass
@@ -68,11 +73,7 @@ def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
 
 
 def check_folders(args: ITRAConfig, resume: str | bool | None) -> None:
-    """Refuse, before the data are read, an output folder that is a file, and a checkpoint that is not there.
-
-    Raises:
-        ValueError: with the option.
-    """
+    """Refuse, before the data are read, an output folder that is a file, and a checkpoint that is not there."""
     if Path(str(args.output_dir)).is_file():
         raise ValueError(f"output_dir={args.output_dir} is a file; give a folder")
     if resume is True and last_whole_checkpoint(args.output_dir) is None:
@@ -113,7 +114,8 @@ def train_command(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("itra_hf").setLevel(logging.INFO)  # what is matched
     task, how, args = prepare("train", argv, TrainArguments)
-    report = _report_module() if how.report else None
+    if how.report:
+        from itra_hf import report  # which needs matplotlib
     callbacks = [ITRADiagnosticsCallback()] if task.has_scatter else []
     trainer = task.trainer(ITRATrainer, args, callbacks)
     trained = trainer.train(resume_from_checkpoint=_resume_from(args))
@@ -123,10 +125,10 @@ def train_command(argv: list[str]) -> None:
     trainer.log_metrics("eval", scores)
     trainer.save_metrics("eval", scores)
     trainer.save_state()
-    if report is not None and trainer.is_world_process_zero():
+    if how.report and trainer.is_world_process_zero():
         print(f"{report.write_report(Path(str(args.output_dir)))} shows it.")
-    card: dict[str, Any] = {"finetuned_from": task.model_name, "tasks": f"{task.kind}-classification"}
-    card["dataset"] = task.dataset_name
+    kind = f"{task.kind}-classification"
+    card = {"finetuned_from": task.model_name, "tasks": kind, "dataset": task.dataset_name}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -144,8 +146,9 @@ def _resume_from(args: ITRAConfig) -> str | bool | None:
 
 def compare_command(argv: list[str]) -> None:
     """Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps."""
+    from itra_hf import report  # which needs matplotlib
+
     task, how, args = prepare("compare", argv, CompareArguments)
-    report = _report_module()
     also = [with_option(argv, option) for option in how.also]
     seeds = list(range(args.seed, args.seed + how.seeds))
     result = compare(task, args, seeds, also=also, samples_per_class=how.samples_per_class)
@@ -156,11 +159,7 @@ def compare_command(argv: list[str]) -> None:
 
 
 def with_option(argv: list[str], option: str) -> ITRAConfig:
-    """The arguments of `compare` with one option changed, given as `name=value`.
-
-    Raises:
-        ValueError: where it is no option of the runs.
-    """
+    """The arguments of `compare` with one option changed, given as `name=value`."""
     name, is_given, value = option.partition("=")
     known = {each.name for each in fields(ITRAConfig) if each.init and not each.name.startswith(HARMLESS)} - {"seed"}
     if name not in known or not is_given:
@@ -171,19 +170,25 @@ def with_option(argv: list[str], option: str) -> ITRAConfig:
 
 def report_command(argv: list[str]) -> None:
     """Write the report of a finished run or comparison anew: itra-hf report FOLDER."""
-    _report_module().main(argv)
-
-
-def _report_module() -> Any:
-    """The module that draws; it needs matplotlib."""
     from itra_hf import report
 
-    return report
+    report.main(argv)
 
 
 def env_command(argv: list[str]) -> None:
-    """Print the versions and devices that a bug report needs."""
-    print(environment())
+    """Print the versions and devices that a bug report needs, without a path or a name of the user."""
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    found = {"itra_hf": __version__, "Python": platform.python_version(), "platform": platform.platform()}
+    found |= {name: _version(name) for name in PACKAGES}
+    found |= {"CUDA": torch.version.cuda or "none", "GPUs": ", ".join(devices) or "none"}
+    print("\n".join(f"{name:<16} {value}" for name, value in found.items()))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 OPTIONS: dict[str, Any] = {

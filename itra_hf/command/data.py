@@ -6,24 +6,10 @@ from typing import Any, NamedTuple
 
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
-from itra_hf.command.checks import (
-    TEXTS,
-    Places,
-    check_classes,
-    check_columns,
-    check_counts,
-    check_folders,
-    check_inputs,
-    check_labels,
-)
+from itra_hf.command.checks import TEXTS, Places, check_classes, check_columns, check_counts, check_inputs, check_labels
 from itra_hf.files import reading
 
-READERS: dict[str, tuple[str, dict[str, str]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 def _help(text: str) -> dict[str, str]:
@@ -77,33 +63,22 @@ class TaskArguments:
                 raise ValueError(f"{name}={value} must be positive")
 
 
-class Rows(NamedTuple):
-    """Rows to train on and to test on.
+class TaskRows(NamedTuple):
+    """Rows to train on and to test on."""
 
-    Args:
-        train, test: rows with the columns of inputs and the column `labels`.
-        columns: of the inputs: one, or two for pairs of texts.
-        kind: `"text"`, `"image"` or `"audio"`.
-        names: of the classes; None where labels are decimal numbers.
-    """
-
-    train: Dataset
+    train: Dataset  # with the columns of the inputs and the column `labels`
     test: Dataset
-    columns: list[str]
-    kind: str
-    names: list[str] | None
+    columns: list[str]  # of the inputs: one, or two for pairs of texts
+    kind: str  # "text", "image" or "audio"
+    names: list[str] | None  # of the classes; None if labels are decimal numbers
 
 
-def read_rows(data: TaskArguments, seed: int) -> Rows:
-    """Read the data and find out what they are.
-
-    Args:
-        data: the arguments.
-        seed: of the rows that are drawn or held out.
+def read_rows(data: TaskArguments, seed: int) -> TaskRows:
+    """Read the data and find out what they are; the seed draws the rows that are kept or held out.
 
     Raises:
-        ValueError: where a file cannot be read, the training split or a column is missing, or a row has an input or a
-            label that cannot be trained on; with file, row and column where it can be.
+        ValueError: if a file cannot be read, the training split or a column is missing, or a row has an input or a
+            label that cannot be trained on.
     """
     splits = _read(data)
     if "train" not in splits:
@@ -120,7 +95,7 @@ def read_rows(data: TaskArguments, seed: int) -> Rows:
     check_inputs(splits, places, columns)
     splits, names = _with_classes(splits, places)
     train, test = _split(splits, names, data.max_train_samples, seed)
-    return Rows(train, test, columns, kind, names)
+    return TaskRows(train, test, columns, kind, names)
 
 
 def _read(data: TaskArguments) -> DatasetDict:
@@ -135,8 +110,9 @@ def _read(data: TaskArguments) -> DatasetDict:
                 raise ValueError(f"cannot read {path}; give a file that ends in {', '.join(READERS)}")
             if Path(path).is_file() and Path(path).stat().st_size == 0:
                 raise ValueError(f"{path} is empty; give a file with rows")
-            reader, options = READERS[Path(path).suffix.lower()]
+            options = {"sep": "\t"} if Path(path).suffix.lower() == ".tsv" else {}
             with reading(path):
+                reader = READERS[Path(path).suffix.lower()]
                 splits[split] = load_dataset(reader, data_files=path, split="train", **options)
     return splits
 
@@ -165,16 +141,16 @@ def _with_classes(splits: DatasetDict, places: Places) -> tuple[DatasetDict, lis
         return splits, None
     if not isinstance(feature, (Value, ClassLabel)):
         raise ValueError(f"the labels are {feature}; the command line takes one class or one decimal number a row")
-    if not isinstance(feature, ClassLabel):
-        values = splits["train"].unique("labels")
-        splits = splits.cast_column("labels", Value("string"))
-        texts = splits["train"].unique("labels")  # in the order of the values, which numbers are to be sorted by
-        feature = ClassLabel(names=[text for _, text in sorted(zip(values, texts, strict=True))])
-        check_classes(splits, places, feature.names)
-        splits = splits.cast_column("labels", feature)
-    elif Path(places["train"]).is_dir():  # where a folder's name may be misspelt
-        check_folders(splits, places, feature.names)
-    return splits, feature.names
+    if isinstance(feature, ClassLabel):
+        if Path(places["train"]).is_dir():  # where a folder's name may be misspelt
+            check_classes(splits, places)
+        return splits, feature.names
+    values = splits["train"].unique("labels")
+    splits = splits.cast_column("labels", Value("string"))
+    texts = splits["train"].unique("labels")  # in the order of the values, which numbers are to be sorted by
+    check_classes(splits, places)
+    names = [text for _, text in sorted(zip(values, texts, strict=True))]
+    return splits.cast_column("labels", ClassLabel(names=names)), names
 
 
 def _split(splits: DatasetDict, names: list[str] | None, rows: int | None, seed: int) -> tuple[Dataset, Dataset]:
@@ -187,13 +163,8 @@ def _split(splits: DatasetDict, names: list[str] | None, rows: int | None, seed:
         parts = train.train_test_split(test_size=0.2, **options)
         train, test = parts["train"], parts["test"]
     if rows is not None and rows < len(train):
-        train = _some(train, rows, options)
+        try:
+            train = train.train_test_split(train_size=rows, **options)["train"]
+        except ValueError:  # one class has a single row, or is too rare for so few rows, or for the few that are left
+            train = train.shuffle(seed).select(range(rows))
     return train, test
-
-
-def _some(train: Dataset, rows: int, options: dict[str, Any]) -> Dataset:
-    """So many random rows, of each class its share, where so many can have it."""
-    try:
-        return train.train_test_split(train_size=rows, **options)["train"]
-    except ValueError:  # one class has a single row, or is too rare for so few rows, or for the few that are left
-        return train.shuffle(options["seed"]).select(range(rows))
