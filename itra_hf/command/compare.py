@@ -73,36 +73,34 @@ def compare(
     folder = Path(str(args.output_dir))
     facts = described(tasks[seeds[0]], args, samples_per_class)
     runs = finished_runs(folder)
+    planned = [(seed, name) for seed in seeds for name in arms]
+
+    def result() -> dict[str, Any]:
+        found = summarise(task, args, facts, [runs[key] for key in planned if key in runs], pairs)
+        if args.process_index == 0:
+            write_anew(folder / RESULT, json.dumps(found, indent=2))
+        return found
+
     with _quiet():
         keep_settings(folder, task, args, bool(runs), samples_per_class)
-    planned = [(seed, name) for seed in seeds for name in arms]
-    hidden = args.disable_tqdm or args.process_index > 0
-    with _quiet(), tqdm(total=len(planned), disable=hidden, unit="step") as bar:
-        progress = _Progress(bar, len(planned))
-        for seed, name in planned:
-            if (seed, name) in runs:
-                progress.skip(runs[seed, name]["steps"])
-                continue
-            bar.set_description(f"seed {seed}, {name}")
-            runs[seed, name] = _run(tasks[seed], name, arms[name], seed, folder, progress, measures)
-            if args.process_index == 0:
-                write_anew(folder / RUNS, "".join(json.dumps(run) + "\n" for run in runs.values()))
-                done = [runs[key] for key in planned if key in runs]
-                write_anew(folder / RESULT, json.dumps(summarise(task, args, facts, done, pairs), indent=2))
-                for checkpoint in (folder / runs[seed, name]["folder"]).glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint)
-    result = summarise(task, args, facts, [runs[key] for key in planned], pairs)
-    if args.process_index == 0:
-        write_anew(folder / RESULT, json.dumps(result, indent=2))
-    return result
+        with tqdm(total=len(planned), disable=args.disable_tqdm or args.process_index > 0, unit="step") as bar:
+            progress = _Progress(bar, len(planned))
+            for seed, name in planned:
+                if (seed, name) in runs:
+                    progress.skip(runs[seed, name]["steps"])
+                    continue
+                bar.set_description(f"seed {seed}, {name}")
+                runs[seed, name] = _run(tasks[seed], name, arms[name], seed, folder, progress, measures)
+                if args.process_index == 0:
+                    write_anew(folder / RUNS, "".join(json.dumps(run) + "\n" for run in runs.values()))
+                    result()
+                    for checkpoint in (folder / runs[seed, name]["folder"]).glob("checkpoint-*"):
+                        shutil.rmtree(checkpoint)
+    return result()
 
 
 def arms_of(args: ITRAConfig, also: Sequence[ITRAConfig]) -> tuple[dict[str, Arm], list[tuple[str, str]]]:
-    """What is trained on every seed, by name, and which of them are compared besides the first two.
-
-    Raises:
-        SettingsError: where a further arm is no other.
-    """
+    """What is trained on every seed, by name, and which further pairs of these are compared."""
     kinds: tuple[type[Trainer], ...] = (Trainer, ITRATrainer)
     arms: dict[str, Arm] = {name: (kind, args) for name, kind in zip(SIDES, kinds, strict=True)}
     ours = {option.name for option in fields(MatchingArguments)}
@@ -138,26 +136,19 @@ def _run(
     with own.main_process_first(desc="finding where the run stopped"):
         drop_ends(own.output_dir)
     trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(own.output_dir))
-    scores = trainer.evaluate()
+    scores = {key: value for key, value in trainer.evaluate().items() if is_score(key) or key == "eval_scatter_ratio"}
     trainer.save_state()
+    finite = {key: float(value) if math.isfinite(value) else None for key, value in scores.items()}
     return {
         "seed": seed,
         "trainer": name,
-        "metrics": {
-            key.removeprefix("eval_"): _finite(value)
-            for key, value in scores.items()
-            if is_score(key) or key == "eval_scatter_ratio"
-        },
+        "metrics": {key.removeprefix("eval_"): value for key, value in finite.items()},
         "seconds": trained.metrics["train_runtime"],
         "steps": trained.global_step,
         "folder": Path(own.output_dir).name,
         "matched": trainer.matching_line if isinstance(trainer, ITRATrainer) else None,
         "hardly": trainer.hardly_matched if isinstance(trainer, ITRATrainer) else None,
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 @contextmanager

@@ -52,12 +52,10 @@ def model_digest(model: nn.Module) -> str:
         digest.update(repr(config).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        is_tensor = isinstance(value, torch.Tensor)
-        digest.update(
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            if is_tensor
-            else repr(value).encode()
-        )
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
 
 

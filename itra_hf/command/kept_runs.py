@@ -37,9 +37,7 @@ def options_of(args: ITRAConfig) -> dict[str, Any]:
     return {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
 
 
-def keep_settings(
-    folder: Path, task: Task, args: ITRAConfig, has_runs: bool, samples_per_class: int | None = None
-) -> None:
+def keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool, samples_per_class: int | None) -> None:
     """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
     rows = {"rows": [len(task.train), len(task.test)], "samples_per_class": samples_per_class}
     own = task.source | options_of(args) | rows | {"world_size": args.world_size} | _contents(task)

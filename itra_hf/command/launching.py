@@ -17,11 +17,9 @@ SECONDS = 10  # that a process has to end by itself
 
 
 def launch(argv: Sequence[str], module: str) -> None:
-    """Hand a command over to `accelerate launch`, where processes were asked for, and exit with its status.
+    """Run a command by `accelerate launch` and exit with its status, if it has one of the two options for that.
 
-    Args:
-        argv: of the command; `--num_processes` and `--accelerate_config` say which processes.
-        module: that runs the command without these two.
+    The module runs the command without these options.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int)
@@ -45,10 +43,10 @@ def launch(argv: Sequence[str], module: str) -> None:
 
 
 def run_together(command: Sequence[str]) -> int:
-    """Run a command to its end, and return its status; a signal to this process ends it and all that it has started.
+    """Run a command to its end and return its status; a signal to this process ends the command and its children.
 
-    Launchers differ in what they do with a signal, so each of their processes gets it, and is killed if it does not
-    end. The children are in a session of their own, so that Ctrl-C reaches them once, from here.
+    Launchers differ in what they do with a signal. So each process gets the signal, and is killed if it does not end.
+    The children have a session of their own, so that Ctrl-C reaches them once, from here.
     """
     started: list[subprocess.Popen[bytes]] = []
 
@@ -70,10 +68,7 @@ def _end(pid: int, number: int) -> None:
     """End a process and all that come from it."""
     try:
         root = psutil.Process(pid)
-        family = [
-            *root.children(recursive=True),
-            root,
-        ]  # the launcher last, or it would report what it takes for crashes
+        family = [*root.children(recursive=True), root]  # the launcher last, or it would report crashes
     except psutil.NoSuchProcess:
         return
     for process in family:

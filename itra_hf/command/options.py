@@ -1,4 +1,4 @@
-"""The options of the command line, from a yaml or json file or as words: what they may be, and what is near."""
+"""The options of the command line, from a yaml or json file or as words, and their checks."""
 
 import json
 import math
@@ -14,12 +14,9 @@ PATHS = ("model_name_or_path", "dataset_name", "train_file", "validation_file", 
 
 
 def read_options(path: str) -> dict[str, Any]:
-    """The options in a yaml or json file; a blank value is left out, for it means the default.
+    """The options in a yaml or json file; a blank value means the default, and is left out.
 
-    Relative paths that exist beside the file are meant so. yaml reads a bare `no` as False, which is no strategy.
-
-    Raises:
-        ValueError: with the file, where it cannot be read.
+    A relative path is looked for next to the file first. yaml reads a bare `no` as False, which is no strategy.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -41,15 +38,9 @@ def read_options(path: str) -> dict[str, Any]:
 
 
 def as_words(path: str, values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Options of a file as words of a command line, so that they are checked as those are.
+    """Options of a file as words of a command line, so that both get the same checks.
 
-    Args:
-        path: of the file, for messages.
-        values: by option.
-        kinds: the type of every option; lists and dicts are taken where it names them.
-
-    Raises:
-        ValueError: with the file and the option, for a list or a dict where there is one value.
+    A list or a dict stays one if the type of the option, which `kinds` has as text, names it.
     """
     words: dict[str, Any] = {}
     for name, value in values.items():
@@ -61,17 +52,13 @@ def as_words(path: str, values: Mapping[str, Any], kinds: Mapping[str, str]) -> 
 
 
 def check_numbers(options: Any) -> None:
-    """Refuse what `float` takes for a number, but no run can do with.
-
-    Raises:
-        ValueError: with the option and its value.
-    """
+    """Refuse `nan` and `inf`, which `float` takes for numbers."""
     for name, value in vars(options).items():
         if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE)):
             raise ValueError(f"{name}={value} is no number to train with; give a finite one")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to add to a message about an unknown word; nothing where no known one is near."""
+    """The end of a message about an unknown word; empty if no known word is near."""
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

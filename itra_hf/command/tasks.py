@@ -71,11 +71,7 @@ class Task:
         return self.names is not None and len(counts) > 1 and max(counts) > 1
 
     def drawn(self, samples: int, seed: int) -> "Task":
-        """The same task with so many random training rows of each class.
-
-        Raises:
-            ValueError: where a class has fewer, or the labels are numbers.
-        """
+        """The same task with so many random training rows of each class."""
         if self.names is None:
             raise ValueError(f"samples_per_class={samples} needs classes; the labels are decimal numbers")
         labels, draw, rows = np.asarray(self.train["labels"]), np.random.default_rng(seed), list[int]()
@@ -121,8 +117,8 @@ class _Collator:
     kind: str
     processor: Any
     column: str
-    mode: str = "RGB"
-    max_seconds: float = 0.0
+    mode: str  # of images
+    max_seconds: float  # of sounds
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = [row[self.column] for row in rows]
@@ -153,7 +149,7 @@ def load_task(data: TaskArguments, seed: int) -> Task:
     """The data as `read_rows` finds them, and a model and processor for them.
 
     Raises:
-        ValueError: where the data cannot be trained on, as `read_rows` has it, or the model cannot be loaded.
+        ValueError: if the data cannot be trained on, or the model cannot be loaded.
     """
     name = data.model_name_or_path
     if is_local(name) and not Path(name).is_dir():
@@ -176,15 +172,10 @@ def load_task(data: TaskArguments, seed: int) -> Task:
             model.config.pad_token_id = processor.pad_token_id
         return model
 
+    collator: Any
     if kind == "text":
-        processor.pad_token = processor.pad_token or processor.eos_token
-
-        def tokenize(rows: dict[str, Any]) -> Any:
-            return processor(*(rows[column] for column in columns), truncation=True, max_length=data.max_length)
-
-        train, test = (part.map(tokenize, batched=True, remove_columns=columns) for part in (train, test))
-        tokenize({column: [""] for column in columns})  # rows from the cache leave the tokenizer without its truncation
-        collator: Any = DataCollatorWithPadding(processor)
+        train, test = _tokenized((train, test), columns, processor, data.max_length)
+        collator = DataCollatorWithPadding(processor)
     else:
         is_audio = kind == "audio"  # a picture is decoded by the collator, which names a broken one
         media = Audio(sampling_rate=processor.sampling_rate) if is_audio else Image(decode=False)
@@ -194,3 +185,15 @@ def load_task(data: TaskArguments, seed: int) -> Task:
     dataset_name = data.dataset_name or Path(data.train_file or "").stem
     source = {option: value for option, value in asdict(data).items() if option not in PLACES}
     return Task(kind, train, test, names, processor, collator, new_model, name, dataset_name, source)
+
+
+def _tokenized(parts: tuple[Dataset, Dataset], columns: list[str], processor: Any, max_length: int) -> list[Dataset]:
+    """The rows as token ids."""
+    processor.pad_token = processor.pad_token or processor.eos_token
+
+    def tokenize(rows: dict[str, Any]) -> Any:
+        return processor(*(rows[column] for column in columns), truncation=True, max_length=max_length)
+
+    tokens = [part.map(tokenize, batched=True, remove_columns=columns) for part in parts]
+    tokenize({column: [""] for column in columns})  # rows from the cache leave the tokenizer without its truncation
+    return tokens

@@ -29,14 +29,14 @@ PACKAGES = ("itra_hf", "transformers", "torch", "datasets", "tokenizers")
 
 
 def write_model_card(trainer: Trainer, form: str | None, given: dict[str, Any]) -> None:
-    """Write the card of a trained model over the one that Trainer has written, whose metadata it keeps.
+    """Replace the card that Trainer has written, and keep its metadata.
 
-    No token and no path of this machine gets into it, and no user's name but in public addresses.
+    No token and no path of this machine gets into it. A user's name stands only in public addresses.
 
     Args:
         trainer: after training; its folder holds Trainer's `README.md`, and perhaps a picture `features.png`.
-        form: of the matching loss, `"auto"` where none was chosen yet; None for a loss of the author's.
-        given: what Trainer's `create_model_card` was given, by keyword.
+        form: of the matching loss, `"auto"` if none was chosen yet; None for the author's own loss.
+        given: the arguments of Trainer's `create_model_card`, by keyword.
     """
     path = Path(str(trainer.args.output_dir), "README.md")
     model: Any = trainer.model
@@ -84,7 +84,7 @@ def _listed(names: str | list[str] | None) -> list[str]:
 
 
 def _classes(network: nn.Module) -> str:
-    """The names of the classes, the first twenty of them; empty where they have none."""
+    """The names of the first twenty classes; empty if they have none."""
     config: Any = network.config
     names = [str(label) for label in (getattr(config, "id2label", None) or {}).values()]
     if len(names) < 2 or names[0] == "LABEL_0":
@@ -111,14 +111,14 @@ def _data(trainer: Trainer, names: list[str]) -> str:
 
 
 def _form(args: MatchingArguments, form: str | None) -> str:
-    """What was matched by, as the table of the options tells it."""
+    """The form of the matching, for the table of options."""
     if form is None:
         return "matching_loss, a function of the author's"
     return f"{form} (auto)" if args.matching == "auto" != form else form
 
 
 def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
-    """Those that Trainer's card names."""
+    """The hyperparameters that Trainer's card names."""
     found: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
     if 0 < trainer.args.warmup_steps < 1:
         found["lr_scheduler_warmup_steps"] = f"{trainer.args.warmup_steps:g} of all steps"
@@ -126,7 +126,7 @@ def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
 
 
 def _history(log: list[dict[str, Any]]) -> str:
-    """The evaluations of the training as a table; empty where there was but one."""
+    """The evaluations as a table; empty if there was only one."""
     rows: dict[int, dict[str, Any]] = {}
     loss: Any = "-"
     for entry in log:

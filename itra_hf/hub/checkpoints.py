@@ -1,4 +1,4 @@
-"""Which checkpoint is whole, and what is broken in one that is not."""
+"""Which checkpoint is whole, and what is broken in the others."""
 
 import json
 import zipfile
@@ -16,12 +16,9 @@ OWN = ("model", "pytorch_model", "adapter_model", "optimizer", "scheduler", "sca
 
 
 def last_whole_checkpoint(output_dir: str | None) -> str | None:
-    """The newest checkpoint of a run of which no file is missing, empty or cut off; None without one.
+    """The newest checkpoint in a run's `output_dir` without a missing, empty or cut-off file; None without one.
 
     A warning names each checkpoint that is passed over, such as one that a crash interrupted.
-
-    Args:
-        output_dir: the run's, with its folders `checkpoint-<step>`.
 
     Example:
         >>> import tempfile
@@ -46,10 +43,10 @@ def last_whole_checkpoint(output_dir: str | None) -> str | None:
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """The first fault of a checkpoint, such as "optimizer.pt is missing"; None where it is whole.
+    """The first fault of a checkpoint, such as "optimizer.pt is missing"; None if it is whole.
 
-    The state of an `ITRATrainer` lists the checkpoint's files and their sizes. Trainer's state lists nothing; then each
-    file of weights or states is checked for its end.
+    The state of an `ITRATrainer` lists the checkpoint's files and their sizes. Trainer's state lists nothing, so only
+    the end of each file of weights or states is checked.
     """
     try:
         state = dict(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
@@ -66,14 +63,14 @@ def fault_of(checkpoint: Path) -> str | None:
 
 
 def sizes_of(checkpoint: Path) -> dict[str, int]:
-    """The sizes of a checkpoint's files, by name, but for texts, which people and callbacks change."""
+    """The sizes of a checkpoint's files by name, without texts, which people and callbacks change."""
     files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
     kept = (path for path in files if path.suffix not in TEXTS or path.name.endswith(".index.json"))
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in kept}
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether the end of a file of Trainer's is missing."""
+    """Whether the end of a file is missing; only Trainer's own files are checked."""
     if not path.is_file() or not path.name.startswith(OWN):
         return False
     try:

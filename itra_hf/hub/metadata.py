@@ -1,4 +1,4 @@
-"""The metadata of a model card: Trainer's, without paths, and with the results of the model that was saved."""
+"""The metadata of a model card: Trainer's without paths, and the results of the saved model."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from itra_hf.hub.public import is_folder, is_local, public_name
 
-# What of a result says what was done on which data.
+# The fields of a result that name the task and the data.
 PLACE = ("task_type", "task_name", "dataset_name", "dataset_type", "dataset_config", "dataset_split", "dataset_args")
 AVERAGED = r"(?:(macro|micro|weighted)_)?(f1|precision|recall)(?:_(macro|micro|weighted))?"
 PUBLIC_TRACKERS = r"https://(wandb\.ai|www\.comet\.com|huggingface\.co/spaces)/[\w./~%-]+"
@@ -39,7 +39,7 @@ def metadata(
 
 
 def _public_places(results: list[EvalResult]) -> list[dict[str, Any]]:
-    """The tasks and data sets that Trainer's card names, without those that are paths."""
+    """The tasks and data sets in Trainer's card, without paths."""
     places: list[dict[str, Any]] = []
     for result in results:
         place = {name: getattr(result, name) for name in PLACE if getattr(result, name) not in (None, "None")}
@@ -50,7 +50,7 @@ def _public_places(results: list[EvalResult]) -> list[dict[str, Any]]:
 
 
 def _metric(name: str, value: float) -> dict[str, Any]:
-    """A score under the Hub's name, such as f1 for a macro_f1, and under that by which Trainer's card calls it."""
+    """A score under the Hub's name, such as f1 for macro_f1, and under the name in Trainer's card."""
     averaged = re.fullmatch(AVERAGED, name)
     before, kind, after = averaged.groups() if averaged else (None, name, None)
     metric = {"metric_type": kind, "metric_name": " ".join(part.capitalize() for part in name.split("_"))}
@@ -59,7 +59,7 @@ def _metric(name: str, value: float) -> dict[str, Any]:
 
 
 def run_links(report_to: Any, model_tags: Any) -> dict[str, str]:
-    """Where others see the run, by tracker: addresses on public servers, of the trackers that the run reports to."""
+    """The public addresses of the run, by the tracker that it reports to."""
     wandb, comet = sys.modules.get("wandb"), sys.modules.get("comet_ml")
     found: dict[str, Any] = {}
     if wandb is not None and "wandb" in report_to:

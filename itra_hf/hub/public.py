@@ -17,9 +17,9 @@ PRIVATE = ("hub_", "push_", "log_", "logging_", "do_", "disable_", "use_cpu", "l
 
 
 def public_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that tell how to repeat a run: what differs from its default, and the seed.
+    """The arguments that a repetition of the run needs: those that differ from their default, and the seed.
 
-    Texts of the author's own are left out, such as paths, names and tokens; so are options that change no weight.
+    The author's own texts (paths, names, tokens) are left out, and options that change no weight.
 
     Example:
         >>> public_arguments(ITRAConfig("/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="secret"))
@@ -38,7 +38,7 @@ def public_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def as_text(words: object) -> str:
-    r"""Words of others as text that Markdown shows as it is: no heading, picture, link, table cell or markup in it.
+    r"""Escape text so that Markdown shows it literally, without headings, pictures, links, table cells or markup.
 
     Example:
         >>> as_text("a\n# b <img src=x>")
@@ -56,7 +56,7 @@ def is_local(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """The name of a model or a data set, of a path its last part alone.
+    """The name of a model or a data set; only the last part of a path.
 
     Example:
         >>> [public_name(name) for name in ("imdb", "jane/pets", "my pets", "../jane/pets.csv", "/home/jane/pets")]
@@ -66,7 +66,7 @@ def public_name(name: str) -> str:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name is a folder's, which only its owner should read.
+    """Whether a name is that of a folder, which should stay private.
 
     Example:
         >>> [is_folder(name) for name in ("imdb", "../jane/pets.csv", "/home/jane/pets")]

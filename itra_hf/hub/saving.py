@@ -1,8 +1,7 @@
-"""Trainer's saving and pushing, such that nothing is lost, nothing given away, and no push fails unseen."""
+"""Trainer's saving and pushing: checkpoints are whole, nothing private is saved, and a failed push is reported."""
 
 import copy
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -28,7 +27,7 @@ NOT_LOST = (
 
 
 class _UnsavedToken(str):
-    """A token of the Hub that pickles to None, so that nothing that is saved or pushed gives it away."""
+    """A token of the Hub that pickles to None, so that no saved or pushed file holds it."""
 
     __slots__ = ()
 
@@ -37,10 +36,7 @@ class _UnsavedToken(str):
 
 
 class SavingTrainer(Trainer):
-    """Trainer whose checkpoints are known to be whole, and whose pushes hold no token and do not fail unseen.
-
-    It knows nothing of matching: `ITRATrainer` adds that.
-    """
+    """Trainer with checkpoints that are known to be whole, pushes without a token, and warnings of failed pushes."""
 
     _checkpoint: Path | None = None  # that is being saved
 
@@ -50,10 +46,10 @@ class SavingTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest checkpoint that is whole.
+        """Train like `Trainer.train`; `resume_from_checkpoint=True` takes the newest checkpoint that is whole.
 
         Raises:
-            ValueError: where there is none, where ranks find different ones, or where the one given is not whole.
+            ValueError: if there is none, if ranks find different ones, or if the given one is not whole.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest_whole_checkpoint()
@@ -67,7 +63,7 @@ class SavingTrainer(Trainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _newest_whole_checkpoint(self) -> str:
-        """The same on all ranks, which may have disks of their own."""
+        """The same on all ranks, which may have different disks."""
         found = last_whole_checkpoint(self.args.output_dir)
         names = sorted({Path(path).name if path else "none" for path in gather_object([found])})
         if len(names) > 1:
@@ -83,7 +79,7 @@ class SavingTrainer(Trainer):
         return found
 
     def _check_best_checkpoint(self, checkpoint: Path) -> None:
-        """Refuse to train on towards a best checkpoint that cannot be loaded in the end."""
+        """Refuse to go on if the best checkpoint so far cannot be loaded at the end."""
         best = TrainerState.load_from_json(str(checkpoint / STATE)).best_model_checkpoint
         if best and Path(best).is_dir() and (fault := fault_of(Path(best))):
             raise ValueError(
@@ -92,7 +88,7 @@ class SavingTrainer(Trainer):
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does; the state is written last, and lists the files that are on the disk by then."""
+        """Save like Trainer; the state is written last, and lists the files that are on the disk by then."""
         self._checkpoint = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:  # a run may write a checkpoint anew, over one that was whole
             for path in self._checkpoint.glob("*"):
@@ -108,7 +104,7 @@ class SavingTrainer(Trainer):
         return cast(dict[str, Any], self.state.stateful_callbacks)
 
     def _keep(self) -> None:
-        """Have the checkpoint's files on the disk, and list them in the state."""
+        """Write the checkpoint's files through to the disk, and list them in the state."""
         if self._checkpoint is not None:
             self.accelerator.wait_for_everyone()  # another rank's file may have a passing name until it is whole
             flush(self._checkpoint)
@@ -124,14 +120,14 @@ class SavingTrainer(Trainer):
             super()._save(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as Trainer does; a checkpoint of the weights alone is on the disk before its state says so."""
+        """Save like Trainer; a checkpoint of the weights alone is on the disk before its state says so."""
         super().save_model(output_dir, _internal_call)
         if self.args.save_only_model:  # else the random state is saved after all the rest
             self._keep()
 
     @wraps(Trainer.create_model_card, assigned=())
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write Trainer's card into the folder, also where a link leads outside."""
+        """Write Trainer's card into the folder; a link to a card elsewhere is replaced."""
         card = Path(str(self.args.output_dir), "README.md")
         if self.is_world_process_zero() and card.is_symlink():
             card.unlink()
@@ -139,7 +135,7 @@ class SavingTrainer(Trainer):
 
     @wraps(Trainer.push_to_hub, assigned=())
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # the parameters are Trainer's
-        """Push as Trainer does; an error tells that the model is not lost."""
+        """Push like Trainer; an error says that the model is not lost."""
         try:
             return super().push_to_hub(*args, **kwargs)
         except Exception as error:
@@ -156,12 +152,18 @@ class SavingTrainer(Trainer):
         self._warn_of_failed_pushes()
 
     def _warn_of_failed_pushes(self) -> None:
-        if self.hub_model_id is not None and self.push_in_progress is not None:
-            warn_of_failed_pushes(self.push_in_progress.jobs, self.args.output_dir)
+        """Warn of each push in the background that has failed, and forget it; Trainer drops their errors."""
+        jobs = self.push_in_progress.jobs if self.hub_model_id is not None and self.push_in_progress is not None else []
+        for job in [job for job in jobs if job.done() and job.exception() is not None]:
+            jobs.remove(job)
+            error = job.exception()
+            cause = f" ({error.__cause__})" if error is not None and error.__cause__ is not None else ""
+            not_lost = NOT_LOST.format(folder=self.args.output_dir)
+            logger.warning(f"A push to the Hub has failed, and training goes on: {error}{cause}\n{not_lost}")
 
     @contextmanager
     def _saved_arguments(self) -> Iterator[None]:
-        """While Trainer pickles its arguments, these are such as open without this package and hold no token."""
+        """While Trainer pickles its arguments, they are those of `saved_arguments`."""
         args, self.args = self.args, saved_arguments(self.args)
         try:
             yield
@@ -174,15 +176,10 @@ class SavingTrainer(Trainer):
 
 
 def saved_arguments(args: TrainingArguments) -> TrainingArguments:
-    """The arguments as they are saved in `training_args.bin`: without this package, and without the Hub's token.
+    """A copy of the arguments for `training_args.bin`: without this package, and with a token that pickles to None.
 
-    Args:
-        args: of any class. One with the matching's options becomes the next `TrainingArguments` of its ancestors that
-            has not, with the options as plain attributes, so that `torch.load` opens it where this package is not
-            installed.
-
-    Returns:
-        A copy whose `hub_token` still works, but pickles to None.
+    Arguments with the matching's options get the next class of their ancestors without them, and the options as plain
+    attributes. So `torch.load` opens the file where this package is not installed.
 
     Example:
         >>> import pickle
@@ -202,18 +199,3 @@ def saved_arguments(args: TrainingArguments) -> TrainingArguments:
     if args.hub_token is not None:
         saved.hub_token = _UnsavedToken(args.hub_token)
     return saved
-
-
-def warn_of_failed_pushes(jobs: list[Future[Any]], folder: str | None) -> None:
-    """Tell of each push in the background that has failed, and forget it; Trainer drops their errors.
-
-    Args:
-        jobs: the pushes that Trainer has started.
-        folder: where the model is.
-    """
-    for job in [job for job in jobs if job.done() and job.exception() is not None]:
-        jobs.remove(job)
-        error = job.exception()
-        cause = f" ({error.__cause__})" if error is not None and error.__cause__ is not None else ""
-        not_lost = NOT_LOST.format(folder=folder)
-        logger.warning(f"A push to the Hub has failed, and training goes on: {error}{cause}\n{not_lost}")

@@ -1,17 +1,17 @@
-"""The scores of a task in a Trainer's log: which they are, and which are those of the model that was saved."""
+"""The scores of a task in the log: which they are, and which belong to the saved model."""
 
 from typing import Any
 
 from transformers import Trainer
 
-SIDES = ("Trainer", "ITRATrainer")  # whose scores a comparison sets against each other
+SIDES = ("Trainer", "ITRATrainer")  # the two that a comparison compares
 NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "collapsed")
 DIAGNOSTICS = ("scatter", "scatter_ratio", "nc1", "silhouette", "class_mean_separation")
 MODES = ("mode_accuracy", "mode_chance", "mode_separation")
 
 
 def is_figure(key: str) -> bool:
-    """Whether a key of a log tells how good a model is: a score of the task, or a diagnostic of an evaluation."""
+    """Whether a key of a log rates the model: a score of the task, or a diagnostic of an evaluation."""
     return key.startswith("eval_") and not key.endswith(NO_FIGURES)
 
 
@@ -27,7 +27,7 @@ def scores_of(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def log_of_saved_model(trainer: Trainer) -> list[dict[str, Any]]:
-    """The log; where training has loaded the best checkpoint, without what was logged of the steps after that."""
+    """The log; if training has loaded the best checkpoint, without the later training steps."""
     log, best = trainer.state.log_history, trainer.state.best_global_step
     if not trainer.args.load_best_model_at_end or best is None:
         return log
@@ -36,7 +36,7 @@ def log_of_saved_model(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def last_scores(log: list[dict[str, Any]]) -> dict[str, float]:
-    """The task's scores at the last step that was evaluated, of all evaluation sets."""
+    """The task's scores on all evaluation sets at the last step that was evaluated."""
     scored = [(entry["step"], scores) for entry in log if (scores := scores_of(entry))]
     found: dict[str, float] = {}
     for step, scores in scored:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.modelcard import TASK_MAPPING
 
-# a task of the Hub: the Auto class, and an input
+# By the task on the Hub: the Auto class, and an input.
 TASKS = {
     "image-classification": ("AutoModelForImageClassification", "an_image.png"),
     "audio-classification": ("AutoModelForAudioClassification", "a_sound.wav"),
@@ -27,7 +27,7 @@ model = PeftModel.from_pretrained(base, "{repository}")"""
 
 
 def task_of(network: nn.Module) -> str | None:
-    """The task that a class of models does, as Trainer's card has it."""
+    """The task of a class of models, under the name in Trainer's card."""
     mappings: dict[str, Any] = TASK_MAPPING
     for task, mapping in mappings.items():
         if any(type(network).__name__ in ([kind] if isinstance(kind, str) else kind) for kind in mapping.values()):
@@ -36,7 +36,7 @@ def task_of(network: nn.Module) -> str | None:
 
 
 def repository_of(trainer: Trainer, name: str) -> str:
-    """The model's repository on the Hub, with `OWNER` and `NAME` for what is not known or no repository's name."""
+    """The model's repository on the Hub; `OWNER` and `NAME` stand for unknown or invalid parts."""
     known = trainer.hub_model_id or trainer.args.hub_model_id or name
     repository = known if "/" in known else f"OWNER/{known}"
     try:
