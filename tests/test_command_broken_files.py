@@ -396,7 +396,7 @@ def test_a_wrong_number_of_words_or_processes_is_one_line(tmp_path):
 @pytest.mark.parametrize("word", ["False", "false"])
 def test_not_to_resume_can_be_said(word):
     given = ["--model_name_or_path", "x", "--train_file", "y.csv", "--resume_from_checkpoint", word]
-    assert commands._resume_from(commands.parse("train", given)[-1]) is None
+    assert commands.parse("train", given)[-1].resume_from_checkpoint is None
 
 
 def test_a_folder_that_may_not_be_written_is_named(finished, tmp_path, monkeypatch):

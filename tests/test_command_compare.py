@@ -22,8 +22,7 @@ from itra_hf.command import kept_runs
 from itra_hf.command.compare import SettingsError, compare
 from itra_hf.command.contents import rows_digest
 from itra_hf.command.data import TaskArguments
-from itra_hf.command.differences import table
-from itra_hf.command.summary import summarise
+from itra_hf.command.differences import summarise, table
 from itra_hf.command.tasks import Task, load_task
 
 SEEDS = [3, 4]

@@ -14,7 +14,7 @@ from itra_hf.command.compare import RESULT, compare
 from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import table
 from itra_hf.command.kept_runs import HARMLESS
-from itra_hf.command.options import as_words, check_numbers, nearest, read_options
+from itra_hf.command.options import as_words, check_numbers, nearest
 from itra_hf.command.tasks import load_task
 from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
@@ -27,25 +27,25 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "huggingf
 
 @dataclass
 class TrainArguments:
-    """What `train` does beside training."""
+    """What `train` does after training."""
 
-    report: bool = field(default=False, metadata={"help": "Write report.html, too; needs matplotlib and jinja2."})
+    report: bool = field(default=False, metadata={"help": "Write report.html too; needs matplotlib and jinja2."})
 
 
 @dataclass
 class CompareArguments:
-    """How often both are trained."""
+    """What `compare` trains."""
 
-    seeds: int = field(default=5, metadata={"help": "Train both on this many seeds: --seed and those after it."})
+    seeds: int = field(default=5, metadata={"help": "Train both with this many seeds: --seed and the following ones."})
     also: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Train both with this option, too, such as label_smoothing_factor=0.1; may be given several times.",
+            "help": "Train both also with this option, such as label_smoothing_factor=0.1; may be given several times.",
             "action": "extend",
         },
     )
     samples_per_class: int | None = field(
-        default=None, metadata={"help": "Train on this many random rows of each class, other ones for each seed."}
+        default=None, metadata={"help": "Train on this many random rows of each class, drawn anew for each seed."}
     )
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class CompareArguments:
 
 
 class _Parser(HfArgumentParser):
-    """A parser that leaves it to `prepare` to end the command, without the long list of all options."""
+    """A parser that raises an error, instead of printing the long list of all options."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
@@ -66,7 +66,7 @@ class _Parser(HfArgumentParser):
 def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
     """The task and the arguments of a command."""
     data, *others, args = parse(command, argv, *kinds)
-    check_folders(args, _resume_from(args) if command == "train" else None)
+    check_folders(args, args.resume_from_checkpoint if command == "train" else None)
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data"):
         return load_task(data, args.seed), *others, args
@@ -85,20 +85,13 @@ def check_folders(args: ITRAConfig, resume: str | bool | None) -> None:
 
 
 def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
-    """The arguments of a command as dataclasses: a file first, if there is one, then the options, which override it."""
+    """The arguments of a command as dataclasses: from a file, if there is one, and from the options after it."""
     kinds = (TaskArguments, *kinds, ITRAConfig)
     parser = _Parser(kinds)
     parser.set_defaults(output_dir=f"outputs/{command}", logging_steps=0.02)  # fifty times a run, however short
     known = {name: str(of_kind) for kind in kinds for name, of_kind in get_type_hints(kind).items()}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        values = read_options(argv[0])
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(
-                f"{argv[0]} sets {', '.join(unknown)}, which is no option that {command} takes from a file"
-                f"{nearest(unknown[0], known)}"
-            )
-        parser.set_defaults(**as_words(argv[0], values, known))
+        parser.set_defaults(**as_words(argv[0], command, known))
         argv = argv[1:]
     *parsed, unread = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unread:
@@ -106,6 +99,9 @@ def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
         raise ValueError(f"unknown option {unread[0]}{near}; see --help")
     for options in parsed:
         check_numbers(options)
+    args = parsed[-1]
+    if str(args.resume_from_checkpoint).lower() in ("true", "false"):  # on a command line, both are text
+        args.resume_from_checkpoint = str(args.resume_from_checkpoint).lower() == "true" or None
     return tuple(parsed)
 
 
@@ -118,7 +114,7 @@ def train_command(argv: list[str]) -> None:
         from itra_hf import report  # which needs matplotlib
     callbacks = [ITRADiagnosticsCallback()] if task.has_scatter else []
     trainer = task.trainer(ITRATrainer, args, callbacks)
-    trained = trainer.train(resume_from_checkpoint=_resume_from(args))
+    trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("train", trained.metrics)
     trainer.save_metrics("train", trained.metrics)
     scores = trainer.evaluate()
@@ -136,16 +132,8 @@ def train_command(argv: list[str]) -> None:
         trainer.create_model_card(**card)
 
 
-def _resume_from(args: ITRAConfig) -> str | bool | None:
-    """A path, or True for the newest checkpoint; on a command line both are text."""
-    given = args.resume_from_checkpoint
-    if isinstance(given, str) and given.lower() in ("true", "false"):
-        return given.lower() == "true" or None
-    return given
-
-
 def compare_command(argv: list[str]) -> None:
-    """Train with Trainer and with ITRATrainer on the same seeds; tell whether the matching helps."""
+    """Train with Trainer and with ITRATrainer on the same seeds; say whether the matching helps."""
     from itra_hf import report  # which needs matplotlib
 
     task, how, args = prepare("compare", argv, CompareArguments)
@@ -169,7 +157,7 @@ def with_option(argv: list[str], option: str) -> ITRAConfig:
 
 
 def report_command(argv: list[str]) -> None:
-    """Write the report of a finished run or comparison anew: itra-hf report FOLDER."""
+    """Write the report of a finished run or comparison again: itra-hf report FOLDER."""
     from itra_hf import report
 
     report.main(argv)

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from itra_hf.command.differences import described, summarise
 from itra_hf.command.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings, options_of
-from itra_hf.command.summary import described, summarise
 from itra_hf.command.tasks import Task
 from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback

@@ -53,7 +53,7 @@ def model_digest(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()[:16]

@@ -18,22 +18,26 @@ def _help(text: str) -> dict[str, str]:
 
 @dataclass
 class TaskArguments:
-    """The model and the data; the data say whether it is texts, images or sounds."""
+    """The model and the data; the columns say whether these are texts, images or sounds."""
 
     model_name_or_path: str = field(default="", metadata=_help("A model of the Hub, or its folder."))
     dataset_name: str | None = field(
         default=None, metadata=_help("A data set of the Hub, or a folder of images or sounds, one folder per class.")
     )
-    dataset_config_name: str | None = field(default=None, metadata=_help("Its configuration."))
-    train_file: str | None = field(default=None, metadata=_help("A csv, tsv, json or jsonl file, in place of it."))
+    dataset_config_name: str | None = field(default=None, metadata=_help("The configuration of the data set."))
+    train_file: str | None = field(
+        default=None, metadata=_help("A csv, tsv, json or jsonl file, instead of a data set.")
+    )
     validation_file: str | None = field(
-        default=None, metadata=_help("The same, to evaluate on; without one, a fifth of the rows is held out.")
+        default=None, metadata=_help("A file to evaluate on; without one, a fifth of the rows is held out.")
     )
     input_column: list[str] | None = field(
-        default=None, metadata=_help("The column of the texts (two for pairs), images or sounds; found if it is one.")
+        default=None,
+        metadata=_help("The column of texts (two for pairs), images or sounds; needed only if there are several."),
     )
     label_column: str | None = field(
-        default=None, metadata=_help("The column of the labels: classes, or decimal numbers; 'label' or 'labels'.")
+        default=None,
+        metadata=_help("The column of labels (classes or decimal numbers); by default 'label' or 'labels'."),
     )
     max_length: int = field(default=128, metadata=_help("Longer texts are cut to this many tokens."))
     max_seconds: float = field(default=10.0, metadata=_help("Longer sounds are cut to this length."))

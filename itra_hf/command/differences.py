@@ -1,23 +1,32 @@
-"""Paired differences between Trainer's scores and ITRATrainer's, and what they say."""
+"""What a comparison says: scores, paired differences, a verdict."""
 
+import math
+from collections import Counter
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from itra_hf.command.kept_runs import SettingsError
+from itra_hf.command.tasks import Task
+from itra_hf.config import ITRAConfig, MatchingArguments
+from itra_hf.hub.public import public_arguments, public_name
 from itra_hf.hub.scores import SIDES
+
+FALLING = ("loss", "mse", "scatter_ratio")  # the scores of which less is better
 
 
 def paired_differences(runs: list[dict[str, Any]], sides: tuple[str, str] = SIDES) -> dict[str, dict[str, Any]]:
-    """For each score, ITRATrainer's minus Trainer's by the seed, and the 95 % confidence interval of the mean.
+    """For each score, ITRATrainer's minus Trainer's by seed, and the 95 % confidence interval of the mean.
 
-    The interval is Student's: mean +- t * s / sqrt(n), with s the standard deviation of the n differences and t the
-    0.975 quantile of n - 1 degrees of freedom. It is None for fewer than two seeds, and where all differences are the
-    same to the bit: then nothing is known of their spread.
+    The interval is Student's: mean +- t * s / sqrt(n). s is the standard deviation of the n differences, and t the
+    0.975 quantile of n - 1 degrees of freedom. The interval is None for fewer than two seeds, and if all differences
+    are equal up to rounding: then nothing is known of their spread.
 
     Args:
         runs: as in `runs.jsonl`; seeds without both runs, and scores that are not finite, are left out.
-        sides: the two that are compared, as the runs call their `trainer`; the second minus the first.
+        sides: the values of `trainer` that are compared; the second minus the first.
 
     Example:
         >>> runs = [{"seed": s, "trainer": name, "metrics": {"accuracy": value}}
@@ -73,7 +82,7 @@ def _count(seeds: int) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores side by side, for a terminal; of further arms those of the main metric and the loss."""
+    """The scores side by side, for a terminal; for further arms, only the main metric and the loss."""
     parts = [_lines("Trainer", "ITRATrainer", result["differences"])]
     chosen = (result["metric"], "loss")
     for pair in result["also"]:
@@ -89,3 +98,69 @@ def _lines(first: str, second: str, differences: dict[str, Any]) -> list[str]:
         means = f"{found['trainer']:>12.4f}{found['itra']:>13.4f}{found['difference']:>+12.4f}"
         lines.append(f"{metric:<16}{means}   {interval}")
     return lines
+
+
+def described(task: Task, args: ITRAConfig, samples_per_class: int | None) -> dict[str, Any]:
+    """The data, the model and the options of a comparison, for its report."""
+    told = {"model": public_name(task.model_name), "dataset": public_name(task.dataset_name)}
+    rows = {"training rows": len(task.train), "evaluation rows": len(task.test)}
+    length = {"max_length": task.source["max_length"]} if task.kind == "text" and "max_length" in task.source else {}
+    ours = {option.name: getattr(args, option.name) for option in fields(MatchingArguments)}
+    drawn = {} if samples_per_class is None else {"samples_per_class": samples_per_class}
+    return told | rows | drawn | length | public_arguments(args) | ours
+
+
+def summarise(
+    task: Task, args: ITRAConfig, settings: dict[str, Any], runs: list[dict[str, Any]], pairs: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """The content of `comparison.json`; `pairs` names further arms to compare."""
+    metric = _metric(args, runs)
+    greater = metric not in FALLING  # `greater_is_better` is True by default for all but losses
+    differences = paired_differences(runs)
+    verdict, sentence = judge(metric, greater, differences.get(metric))
+    further = [
+        {"first": one, "second": other, "differences": paired_differences(runs, (one, other))} for one, other in pairs
+    ]
+    hardly = [
+        f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in runs if run.get("hardly")
+    ]
+    return {
+        "task": f"{task.kind}-classification",
+        "model": settings["model"],
+        "dataset": settings["dataset"],
+        "metric": metric,
+        "greater_is_better": greater,
+        "settings": settings,
+        "runs": runs,
+        "differences": differences,
+        "also": further,
+        "verdict": verdict,
+        "sentence": sentence,
+        "matched": next((run["matched"] for run in runs if run.get("matched")), None),
+        "warnings": hardly + _learned_nothing(task, differences),
+    }
+
+
+def _metric(args: ITRAConfig, runs: list[dict[str, Any]]) -> str:
+    """The score that decides the verdict."""
+    known = runs[0]["metrics"]
+    wanted = (args.metric_for_best_model or ("accuracy" if "accuracy" in known else "loss")).removeprefix("eval_")
+    if wanted not in known:
+        raise SettingsError(f"metric_for_best_model={wanted!r} is unknown; choose one of {', '.join(known)}")
+    return wanted
+
+
+def _learned_nothing(task: Task, differences: dict[str, dict[str, Any]]) -> list[str]:
+    """A warning if both accuracies are only those of guessing the most frequent class, up to sampling noise."""
+    if task.names is None or "accuracy" not in differences:
+        return []
+    rows = len(task.test)
+    share = Counter(task.test["labels"]).most_common(1)[0][1] / rows
+    noise = 1.96 * math.sqrt(share * (1 - share) / rows)
+    found = differences["accuracy"]
+    if max(found["trainer"], found["itra"]) > share + noise:
+        return []
+    return [
+        f"Neither model has learned: guessing the most frequent class has an accuracy of {share:.4f} +- {noise:.4f}. "
+        "Train longer, or with another learning rate."
+    ]

@@ -24,7 +24,7 @@ RUNS, SETTINGS = "runs.jsonl", "settings.json"
 # What a line of `runs.jsonl` tells.
 KEPT = ("seed", "trainer", "metrics", "seconds", "steps", "folder", "matched", "hardly")
 # Options of TrainingArguments that change no run, beside those that `PRIVATE` names.
-HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_", "resume_from")
+HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_")
 
 
 class SettingsError(ValueError):

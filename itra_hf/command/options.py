@@ -37,11 +37,15 @@ def read_options(path: str) -> dict[str, Any]:
     return {name: "no" if name.endswith("_strategy") and value is False else value for name, value in values.items()}
 
 
-def as_words(path: str, values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Options of a file as words of a command line, so that both get the same checks.
+def as_words(path: str, command: str, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """The options of a file as words of a command line, so that both get the same checks.
 
     A list or a dict stays one if the type of the option, which `kinds` has as text, names it.
     """
+    values = read_options(path)
+    if unknown := sorted(set(values) - set(kinds)):
+        near = nearest(unknown[0], kinds)
+        raise ValueError(f"{path} sets {', '.join(unknown)}, which is no option that {command} takes from a file{near}")
     words: dict[str, Any] = {}
     for name, value in values.items():
         kind = type(value).__name__

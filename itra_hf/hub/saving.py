@@ -153,7 +153,9 @@ class SavingTrainer(Trainer):
 
     def _warn_of_failed_pushes(self) -> None:
         """Warn of each push in the background that has failed, and forget it; Trainer drops their errors."""
-        jobs = self.push_in_progress.jobs if self.hub_model_id is not None and self.push_in_progress is not None else []
+        if self.hub_model_id is None or self.push_in_progress is None:
+            return
+        jobs = self.push_in_progress.jobs
         for job in [job for job in jobs if job.done() and job.exception() is not None]:
             jobs.remove(job)
             error = job.exception()
