@@ -1,4 +1,4 @@
-"""What is refused of the rows of the command line, with the file, the row and the column to mend."""
+"""Checks of the data; an error names the file, the row and the column."""
 
 import io
 from collections import Counter
@@ -11,7 +11,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
 LARGEST = 3.4e38  # of float32, in which a label is kept; above it, as NaN, it is no number to train with
-PICTURES = 10_000  # so many are looked at before the first step
+PICTURES = 10_000  # are checked before the first step
 
 TEXTS = (Value("string"), Value("large_string"))
 Places = Mapping[str, str]  # of each split: its file or data set
@@ -106,6 +106,6 @@ def _check_pictures(rows: Dataset, column: str, place: str) -> None:
 
 
 def broken_picture(cell: Mapping[str, Any], place: str, error: Exception) -> ValueError:
-    """The error for a picture that cannot be decoded, with its file where it has one."""
+    """The error for a picture that cannot be decoded; it names the file, if there is one."""
     name = cell["path"] if cell["path"] and Path(cell["path"]).exists() else place
     return ValueError(f"{name} is a broken picture ({error}); take it out, or mend it")

@@ -73,7 +73,7 @@ def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
 
 
 def check_folders(args: ITRAConfig, resume: str | bool | None) -> None:
-    """Refuse, before the data are read, an output folder that is a file, and a checkpoint that is not there."""
+    """Refuse an output folder that is a file, and a checkpoint that is not there, before the data are read."""
     if Path(str(args.output_dir)).is_file():
         raise ValueError(f"output_dir={args.output_dir} is a file; give a folder")
     if resume is True and last_whole_checkpoint(args.output_dir) is None:

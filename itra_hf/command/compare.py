@@ -40,28 +40,29 @@ def compare(
     """Train with both trainers on each seed, and compare them.
 
     A seed decides the new weights, the order of the rows and the dropout. The data are the same in all runs, except
-    under `samples_per_class`. A finished run is kept in `runs.jsonl`. The same call after a crash goes on with the next
-    run, or within a run where the arguments save checkpoints. `settings.json` keeps all that decides a run, so that
-    runs of different settings are never mixed.
+    under `samples_per_class`. `runs.jsonl` keeps the finished runs. After a crash, the same call goes on with the next
+    run, or within a run if the arguments save checkpoints. `settings.json` keeps all that decides a run, so that runs
+    of different settings are never mixed.
 
     Args:
         task: the data and the model.
         args: of every run; its folder takes `runs.jsonl`, `settings.json`, `comparison.json` and a folder for each run.
         seeds: one pair of runs each.
-        measures: what `ITRADiagnosticsCallback` measures, for the report. Nothing is measured of numbers, or where the
-            evaluation rows hold one class alone or no two rows of one class.
-        also: further arms on the same seeds: both trainers with each of these arguments. Where these differ from `args`
-            in matching options alone, ITRATrainer alone is trained.
+        measures: of `ITRADiagnosticsCallback`, for the report. Nothing is measured in a regression, or if the
+            evaluation rows hold only one class, or no two rows of one class.
+        also: further arms on the same seeds: both trainers with each of these arguments. If these differ from `args`
+            only in matching options, only ITRATrainer is trained.
         samples_per_class: draw a training set of this many rows of each class, another one for each seed.
 
     Returns:
-        The content of `comparison.json`: the runs, the paired differences of every score with their 95 % confidence
-        interval (Student's t over seeds), the verdict on `metric_for_best_model` (by default accuracy, else the loss),
-        and a sentence that says it.
+        The content of `comparison.json`. It holds the runs, and the paired differences of every score with their 95 %
+        confidence interval (Student's t over seeds). The verdict is on `metric_for_best_model`, by default accuracy,
+        else the loss; a sentence says why.
 
     Raises:
-        SettingsError: where the folder holds a comparison of other settings, the matching is switched off, a further
-            arm is no other, or a class has fewer than `samples_per_class` rows.
+        SettingsError: if the folder holds a comparison of other settings, the matching is switched off, or a further
+            arm has the same options.
+        ValueError: if a class has fewer than `samples_per_class` rows.
     """
     if args.matching == "none" or args.matching_weight == 0:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""Digests of rows, a model or a processor: of their content, not of their names or places."""
+"""Digests of the content of rows, a model or a processor; names and places do not count."""
 
 import copy
 import hashlib
@@ -16,7 +16,7 @@ WHERE = ("_name_or_path", "name_or_path", "transformers_version")  # of a config
 
 
 def rows_digest(rows: Dataset) -> str:
-    """A digest of all cells in their order, and of their features; of images and sounds, of their files' bytes.
+    """A digest of the features and of all cells in their order; images and sounds count by their files' bytes.
 
     Example:
         >>> rows = Dataset.from_dict({"text": ["a", "b"], "labels": [0, 1]})
@@ -33,7 +33,7 @@ def rows_digest(rows: Dataset) -> str:
 
 
 def _bytes_of(cells: Any) -> Any:
-    """Cells with digests in the place of images and sounds, whose bytes lie in the cell or in a file."""
+    """Cells with a digest instead of each image or sound, whose bytes are in the cell or in a file."""
     if isinstance(cells, list):
         return [_bytes_of(cell) for cell in cells]
     if isinstance(cells, dict) and cells.keys() == {"bytes", "path"}:

@@ -1,4 +1,4 @@
-"""What a comparison keeps in its folder: it goes on after a crash, and never mixes runs of different settings."""
+"""The files of a comparison: it goes on after a crash, and never mixes runs of different settings."""
 
 import json
 import math
@@ -21,9 +21,9 @@ from itra_hf.hub.scores import SIDES
 logger = logging.get_logger(__name__)
 
 RUNS, SETTINGS = "runs.jsonl", "settings.json"
-# What a line of `runs.jsonl` tells.
+# The keys of a line of `runs.jsonl`.
 KEPT = ("seed", "trainer", "metrics", "seconds", "steps", "folder", "matched", "hardly")
-# Options of TrainingArguments that change no run, beside those that `PRIVATE` names.
+# Options of TrainingArguments that change no run.
 HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_")
 
 
@@ -38,7 +38,7 @@ def options_of(args: ITRAConfig) -> dict[str, Any]:
 
 
 def keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool, samples_per_class: int | None) -> None:
-    """Write down all that decides a run, or refuse to go on with a comparison for which it was different."""
+    """Save all settings that decide a run; refuse a folder with a comparison of other settings."""
     rows = {"rows": [len(task.train), len(task.test)], "samples_per_class": samples_per_class}
     own = task.source | options_of(args) | rows | {"world_size": args.world_size} | _contents(task)
     settings = json.loads(json.dumps(own, default=str))
@@ -55,7 +55,7 @@ def keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool, sa
 
 
 def _contents(task: Task) -> dict[str, str | None]:
-    """Digests of what is trained on what, which know data and models whatever they are called."""
+    """Digests of the data, the model and the processor; they do not depend on names."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of weights that are new
         model = model_digest(task.new_model())
@@ -68,7 +68,7 @@ def _contents(task: Task) -> dict[str, str | None]:
 
 
 def _earlier_settings(path: Path) -> dict[str, Any]:
-    """What an earlier call has written down."""
+    """The settings of an earlier call."""
     try:
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
         if settings:
@@ -81,7 +81,7 @@ def _earlier_settings(path: Path) -> dict[str, Any]:
 
 
 def finished_runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """The runs that an earlier call has finished, by seed and trainer; a line that was cut off counts as none."""
+    """The finished runs of an earlier call, by seed and trainer; a line that was cut off does not count."""
     runs = {}
     lines = (folder / RUNS).read_text(encoding="utf-8", errors="replace") if (folder / RUNS).exists() else ""
     for number, line in enumerate(lines.splitlines(), 1):
@@ -94,7 +94,7 @@ def finished_runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def _checked_run(run: Any) -> dict[str, Any]:
-    """What a line of `runs.jsonl` tells of a run, or an error."""
+    """The content of a line of `runs.jsonl`, or an error."""
     numbers = [run["seconds"], run["steps"], *(value for value in run["metrics"].values() if value is not None)]
     texts = [run["folder"], *(run[name] for name in ("matched", "hardly") if run[name] is not None)]
     are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
@@ -105,7 +105,7 @@ def _checked_run(run: Any) -> dict[str, Any]:
 
 
 def drop_ends(folder: str) -> None:
-    """Drop checkpoints of a last step, from which Trainer would train a step more."""
+    """Delete checkpoints of the last step; from these, Trainer would train one step more."""
     for state in Path(folder).glob(f"checkpoint-*/{STATE}"):
         try:
             at_end = TrainerState.load_from_json(str(state))

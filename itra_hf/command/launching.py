@@ -1,4 +1,4 @@
-"""Several processes by `accelerate launch`, which end together with the command that has started them."""
+"""Several processes by `accelerate launch`; they end together with the command that started them."""
 
 import argparse
 import signal

@@ -1,4 +1,4 @@
-"""The tasks of the command line: rows made ready for a model, and the model."""
+"""The tasks of the command line: the prepared rows, and the model."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +40,7 @@ PLACES = ("model_name_or_path", "dataset_name", "train_file", "validation_file")
 
 @dataclass
 class Task:
-    """What to train on what.
+    """A model, its data and its metrics.
 
     Args:
         kind: `"text"`, `"image"` or `"audio"`.
@@ -66,12 +66,12 @@ class Task:
 
     @property
     def has_scatter(self) -> bool:
-        """Whether the rows to evaluate on tell how compact classes are: two classes, and two rows of one of them."""
+        """Whether compactness can be measured: the evaluation rows hold two classes, and two rows of one of them."""
         counts = Counter(self.test["labels"]).values()
         return self.names is not None and len(counts) > 1 and max(counts) > 1
 
     def drawn(self, samples: int, seed: int) -> "Task":
-        """The same task with so many random training rows of each class."""
+        """The same task with this many random training rows of each class."""
         if self.names is None:
             raise ValueError(f"samples_per_class={samples} needs classes; the labels are decimal numbers")
         labels, draw, rows = np.asarray(self.train["labels"]), np.random.default_rng(seed), list[int]()

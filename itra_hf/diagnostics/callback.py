@@ -40,8 +40,8 @@ class ITRADiagnosticsCallback(TrainerCallback):
     - `over_adaptation`: the measures of that function, as means over pairs of these mini-batches. Each trial step is
       on the task loss alone, from the present weights and optimizer state. Nothing is logged while the learning rate
       is 0;
-    - `diagnostics_share`: the share of the run's time so far that measuring has taken, without the first and the
-      last measurement.
+    - `diagnostics_share`: the share of the run's time so far that measuring has taken. The first and the last
+      measurement do not count.
 
     The folder `_diagnostics` of `output_dir` keeps what the report needs; Trainer does not push it to the Hub. The
     run's log is in its `trainer_state.json`. All ranks measure the same rows. If a model's parameters are sharded over
@@ -61,8 +61,8 @@ class ITRADiagnosticsCallback(TrainerCallback):
         trainer: the trainer to measure; `ITRATrainer` fills it in.
 
     Raises:
-        ValueError: for a value outside its range; when training begins, where the trainer is not known, or where rows
-            have no classes.
+        ValueError: for a value outside its range. When training begins: if the trainer is not known, or if rows have
+            no classes.
 
     Example:
         >>> ITRADiagnosticsCallback(("compactness", "gradient_scatter"), every=100).max_share
@@ -121,7 +121,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
                 SavedRun(args.output_dir).save_features("before", *self._features, self.trainer.model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure where it is time to, and after the last step."""
+        """Measure when it is due, and after the last step."""
         last = state.global_step >= state.max_steps
         due = self.every is not None and state.global_step % self.every == 0
         if last or (due and self._can_afford(args)):
@@ -129,7 +129,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             self._log(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Measure at each evaluation, and put the figures beside its own."""
+        """Measure at each evaluation, and add the measures to its metrics."""
         if self.trainer is None:
             return
         training = self.trainer.is_in_train
@@ -142,7 +142,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             metrics.update(self._found)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save what the report needs, of the model that training leaves."""
+        """Save what the report needs of the final model."""
         if args.load_best_model_at_end and state.best_model_checkpoint:  # which is loaded by now
             if self._probe and self._features:
                 self._features = self._probe.features()
@@ -157,7 +157,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             state.save_to_json(str(Path(args.output_dir) / STATE))
 
     def _measure(self, state: Any, counts: bool = True) -> None:
-        """Measure, and keep the figures and the features; what `max_share` does not count is taken out of the time."""
+        """Measure, and keep the measures and features; a measurement that does not count is taken out of the time."""
         start = time.perf_counter()
         self._probe = self._probe or Probe(self.trainer, *self._sample)
         self._found, self._features = self._probe.measure()
@@ -171,7 +171,7 @@ class ITRADiagnosticsCallback(TrainerCallback):
             self._found["diagnostics_share"] = self._share()
 
     def _is_missing(self, metric: str | None, metrics: dict[str, float]) -> bool:
-        """Whether the figure that chooses the best checkpoint is no evaluation's own, so that it must be ours."""
+        """Whether the metric that chooses the best checkpoint is one of these measures, and not the evaluation's."""
         sets = self.trainer.eval_dataset
         name = "" if metric is None else metric.removeprefix("eval_")
         of_one_set = isinstance(sets, dict) and name.startswith(tuple(f"{each}_" for each in sets))

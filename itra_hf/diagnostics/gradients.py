@@ -39,7 +39,7 @@ def gradient_scatter(
     size.
 
     The model runs in evaluation mode, so that dropout adds nothing. It is left as it was, its gradients and the random
-    state included. Beside the model, three copies of its trained parameters are held.
+    state included. Memory: three copies of the trained parameters.
 
     Args:
         model: returns a mapping that holds `loss`, or `loss` is given. Not sharded over ranks.
@@ -91,8 +91,8 @@ def over_adaptation(
         over_adaptation = fall_on_batch - fall_on_fresh
 
     The step is then taken back: parameters, buffers, gradients, the optimizer's state and the random state are bit for
-    bit as they were. The model runs in evaluation mode throughout, so that dropout adds nothing. Beside the model, a
-    copy of its parameters and of the optimizer's state is held.
+    bit as they were. The model runs in evaluation mode throughout, so that dropout adds nothing. Memory: a copy
+    of the parameters and of the optimizer's state.
 
     Args:
         model: returns a mapping that holds `loss`, or `loss` is given. Not sharded over ranks.
@@ -131,7 +131,7 @@ def over_adaptation(
 
 @contextmanager
 def _taken_back(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Whatever happens to parameters, buffers, gradients and the optimizer's state within is taken back."""
+    """Restore parameters, buffers, gradients and the optimizer's state at the end."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     values = [(tensor, tensor.detach().clone()) for tensor in (*parameters, *model.buffers())]
     gradients = [(parameter, parameter.grad) for parameter in (*parameters, *model.parameters())]

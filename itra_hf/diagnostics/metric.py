@@ -16,8 +16,8 @@ class Compactness(Metric):
     combines with metrics whose predictions are classes. In `compute_metrics` the predictions are the logits, unless
     `preprocess_logits_for_metrics` puts something else in their place.
 
-    Besides `config_name` the parameters are evaluate's; `num_process`, `process_id` and `experiment_id` compute the
-    metric over several processes that share a file system.
+    The other parameters are evaluate's. `num_process`, `process_id` and `experiment_id` compute the metric over several
+    processes that share a file system.
 
     Args:
         config_name: `"default"` or `"features"`.

@@ -1,4 +1,4 @@
-"""Whether the sub-classes that training never saw stay apart in the features."""
+"""Whether sub-classes that training never saw stay apart in the features."""
 
 import torch
 from sklearn.neighbors import NearestNeighbors

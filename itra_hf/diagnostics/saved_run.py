@@ -18,7 +18,7 @@ from itra_hf.step import matching_share
 
 FOLDER = "_diagnostics"  # Trainer pushes nothing that begins with an underscore
 
-# Shown of every run, also where they are at their defaults.
+# Shown for every run, even at their defaults.
 SETTINGS = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "label_smoothing_factor"),
@@ -58,7 +58,7 @@ class SavedRun:
         return saved
 
     def save_config(self, trainer: Trainer, others: dict[str, Any]) -> None:
-        """Save the settings of the run, no path and no token among them; the matching's where features were matched."""
+        """Save the settings of the run without paths and tokens; those of the matching if features were matched."""
         args = trainer.args
         ours = {option.name for option in fields(MatchingArguments)}
         values = {name: getattr(args, name) for name in SETTINGS} | public_arguments(args)
@@ -76,7 +76,7 @@ class SavedRun:
         write_anew(self.folder / "config.json", text)
 
     def config(self) -> dict[str, Any]:
-        """The settings that were saved; empty where none were."""
+        """The saved settings; empty if there are none."""
         path = self.folder / "config.json"
         if not path.exists():
             return {}

@@ -114,7 +114,7 @@ def class_scatter(features: Features, labels: Labels) -> dict[Any, float]:
 
 
 class _Scatter(NamedTuple):
-    """The rows `[n, d]` in float64, and what their scatter is made of, class by class."""
+    """The rows `[n, d]` in float64, and the parts of their scatter by class."""
 
     names: list[Any]
     rows: Tensor
@@ -175,7 +175,7 @@ def _silhouette(rows: Tensor, classes: Tensor) -> float:
 
 
 def _sample(rows: int, size: int) -> Tensor:
-    """The numbers of at most so many rows, drawn the same way every time, in their order."""
+    """The sorted indices of at most `size` rows; the same draw every time."""
     keys = torch.rand(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return keys.topk(min(size, rows), largest=False).indices.sort().values
 
@@ -191,7 +191,7 @@ def rounding_noise(eps: float, mean_square: float) -> float:
 
 
 def checked_classes(features: Tensor, labels: Any) -> tuple[list[Any], Tensor]:
-    """The classes of a batch, and which of them each row is of, `[n]`, once features and labels are checked."""
+    """Check features and labels; return the classes of a batch, and the index of each row's class, `[n]`."""
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if features.ndim != 2 or features.is_complex():
         raise ValueError(

@@ -90,7 +90,7 @@ class SavingTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save like Trainer; the state is written last, and lists the files that are on the disk by then."""
         self._checkpoint = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        if self.args.should_save:  # a run may write a checkpoint anew, over one that was whole
+        if self.args.should_save:  # a run may overwrite a checkpoint that was whole
             for path in self._checkpoint.glob("*"):
                 if path.name.startswith((STATE, "optimizer", "scheduler", "scaler", "rng_state")) and path.is_file():
                     path.unlink()

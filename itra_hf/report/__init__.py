@@ -31,19 +31,19 @@ COMPARISON = "comparison.json"
 def write_report(run_dir: str | Path) -> Path:
     """Write the report of a finished run into its folder.
 
-    It shows what was logged in `trainer_state.json`, and, of a run with an `ITRADiagnosticsCallback`, the features
-    before and after training and the settings. No model is loaded.
+    It shows the log in `trainer_state.json`. If the run had an `ITRADiagnosticsCallback`, it also shows the settings,
+    and the features before and after training. No model is loaded.
 
     Args:
         run_dir: the run's `output_dir`.
 
     Returns:
-        The path of `report.html`. Beside it lie the pictures in the folder `report`, and `features.png`, the features
-        before and after training, where they were saved.
+        The path of `report.html`. The same folder has the pictures in the folder `report`, and `features.png`, if the
+        features before and after training were saved.
 
     Raises:
         FileNotFoundError: if the folder holds no `trainer_state.json`.
-        ValueError: where a file was cut off, or holds something else than a run leaves; with the file.
+        ValueError: if a file was cut off, or was not written by a run; the message names the file.
     """
     folder = Path(run_dir)
     run = Run(folder)
@@ -52,8 +52,12 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def _run_page(run: Run, folder: Path) -> dict[str, Any]:
-    collapsed = run.collapsed_at()
-    warning = f"The features had collapsed to one point at step {', '.join(map(str, collapsed))}: they are useless."
+    warnings = []
+    collapsed = [str(step) for step, value in zip(*run.feature_series("collapsed"), strict=True) if value]
+    if collapsed:
+        warnings.append(f"The features had collapsed to one point at step {', '.join(collapsed)}: they are useless.")
+    if reason := run.config.get("hardly_matched"):
+        warnings.append(f"The matching hardly took place: {reason}")
     maps = feature_maps(run)
     features, saved = both_maps(run), run.before if run.after is None else run.after
     if features is not None:
@@ -61,7 +65,7 @@ def _run_page(run: Run, folder: Path) -> dict[str, Any]:
     return {
         "title": f"Run {run.name}",
         "subtitle": _subtitle(run),
-        "warnings": ([warning] if collapsed else []) + run.hardly_matched(),
+        "warnings": warnings,
         "tables": [_figures(run)] if run.figures() else [],
         "sections": [
             _section("Curves", run_pictures(run), folder),
@@ -73,17 +77,17 @@ def _run_page(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def write_comparison(results: str | Path) -> Path:
-    """Write the report of Trainer beside ITRATrainer.
+    """Write the report of a comparison of Trainer and ITRATrainer.
 
     Args:
-        results: the `comparison.json` of `itra-hf compare`; the folders of its runs are read where they are there.
+        results: the `comparison.json` of `itra-hf compare`; the folders of its runs are read if they are there.
 
     Returns:
-        The path of `comparison.html`, beside the json. Next to it lies `comparison.png`, the paired differences.
+        The path of `comparison.html`, next to the json. `comparison.png` shows the paired differences.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: where it was cut off, or holds something else than a comparison leaves.
+        ValueError: if the file was cut off, or was not written by a comparison.
     """
     path = Path(results)
     with reading(path):
@@ -97,7 +101,7 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         differences.save(folder)
     maps, legend = map_pictures(content, folder)
     return {
-        "title": "Trainer beside ITRATrainer",
+        "title": "Trainer and ITRATrainer",
         "subtitle": f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
         "warnings": list(content.get("warnings", [])),
         "sentence": content["sentence"],
@@ -111,7 +115,7 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> Path:
-    """`itra-hf report FOLDER`: of a run, or of a comparison where the folder holds a `comparison.json`."""
+    """`itra-hf report FOLDER`: of a comparison if the folder holds a `comparison.json`, else of a run."""
     if len(argv) != 1:
         raise ValueError(f"got {len(argv)} arguments; give one, the folder of a run or of a comparison")
     folder = Path(argv[0])
@@ -131,7 +135,7 @@ def _write(path: Path, **content: Any) -> Path:
 
 def _section(title: str, pictures: Sequence[Picture | None], folder: Path) -> dict[str, Any]:
     if (folder / "report").is_symlink():
-        (folder / "report").unlink()  # its pictures belong here
+        (folder / "report").unlink()  # else the pictures would go elsewhere
     drawn = [picture.save(folder / "report") for picture in pictures if picture is not None]
     return {"title": title, "pictures": drawn, "legend": []}
 

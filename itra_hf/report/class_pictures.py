@@ -1,4 +1,4 @@
-"""The scatter of each class before and after training, of as many classes as there are."""
+"""The scatter of each class before and after training."""
 
 from matplotlib.figure import Figure
 
@@ -7,13 +7,13 @@ from itra_hf.report.maps import IN_PICTURE, class_styles, shortened
 from itra_hf.report.runs import Run, class_scatters
 
 IN_ONE_PICTURE = 24  # more classes than this are shown in two pictures side by side
-MOST_CLASSES = 100  # of more classes the widest are shown
+MOST_CLASSES = 100  # with more classes, the widest are shown
 
 CAPTION = "How far the rows of each class lie from their mean; further left is more compact."
 
 
 def class_pictures(run: Run) -> list[Picture]:
-    """A dot for each class, and one before training where that was saved; the widest class on top."""
+    """A dot for each class, and one for its scatter before training if that was saved; the widest class on top."""
     if run.after is None:
         return []
     after = class_scatters(run.after)

@@ -13,7 +13,7 @@ from itra_hf.report.runs import Run
 
 STYLES = dict(zip(SIDES, (("C1", "--"), ("C0", "-")), strict=True))
 
-# Of the runs that logged them, in this order.
+# The curves, in this order, if the runs logged them.
 CURVES = {
     "eval_loss": "evaluation loss",
     "eval_scatter_ratio": "within / between scatter",
@@ -79,7 +79,7 @@ def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], 
 
 def _run(folder: Path, entry: dict[str, Any]) -> Run | None:
     try:
-        return Run(folder / Path(entry["folder"]).name)  # nothing outside, whatever the file says
+        return Run(folder / Path(entry["folder"]).name)  # never a folder outside
     except FileNotFoundError:
         return None
 

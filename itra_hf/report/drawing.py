@@ -12,7 +12,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from itra_hf.files import write_anew
 
@@ -29,24 +29,14 @@ THEMES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Picture:
-    """A picture, and what is said of it.
+    """A picture and its texts."""
 
-    Attributes:
-        name: of its file.
-        title: above it.
-        caption: below it; tells how to read it.
-        alt: what it shows, for those who do not see it.
-        draw: draws it into an empty figure.
-        height: in inches.
-        width: in inches.
-    """
-
-    name: str
+    name: str  # of its file
     title: str
-    caption: str
-    alt: str
-    draw: Callable[[Figure], None]
-    height: float = 3.2
+    caption: str  # how to read it
+    alt: str  # what it shows, for those who do not see it
+    draw: Callable[[Figure], None]  # into an empty figure
+    height: float = 3.2  # inches
     width: float = WIDTH
 
     def png(self, theme: str) -> bytes:
@@ -80,7 +70,7 @@ class Picture:
         return buffer.getvalue()
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Save the light one as a PNG file; gives what the page shows of both."""
+        """Save the light version as a PNG file; return the content of the page."""
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {theme: self.png(theme) for theme in THEMES}
         write_anew(folder / f"{self.name}.png", pictures["light"])
@@ -90,7 +80,7 @@ class Picture:
 
 
 def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, **style: Any) -> None:
-    """A line through the values of a series, with dots where there are few of them."""
+    """A line through the values of a series, with dots if there are few."""
     steps, values = series
     if steps:
         dots = {"marker": "o", "markersize": 3.5} if len(steps) <= 30 else {}
@@ -98,7 +88,7 @@ def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, 
 
 
 def finish(axes: Axes, ylabel: str, *, log: bool = False, legend: bool = True) -> None:
-    """The labels of the axes, and a legend where there is something to tell apart."""
+    """The labels of the axes, and a legend if there are several lines."""
     axes.set(xlabel="step", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlim(left=0)
@@ -114,7 +104,7 @@ def plain_log_ticks(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
     axis.set_major_locator(LogLocator(subs=subs, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 

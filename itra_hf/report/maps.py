@@ -23,8 +23,8 @@ MARKERS = {  # and the same shapes in the page's legend, in a square of 16
     "X": "M2 4.5l2.5-2.5l3.5 3.5l3.5-3.5l2.5 2.5l-3.5 3.5l3.5 3.5l-2.5 2.5l-3.5-3.5l-3.5 3.5l-2.5-2.5l3.5-3.5z",
     "*": "M8 1l2 4.8l5.2.4l-4 3.4l1.2 5l-4.4-2.7l-4.4 2.7l1.2-5l-4-3.4l5.2-.4z",
 }
-UMAP_ROWS = 4  # of fewer it has no picture
-IN_PICTURE = 10  # up to this many classes the picture itself holds the legend
+UMAP_ROWS = 4  # UMAP needs this many
+IN_PICTURE = 10  # with more classes, the page has the legend
 
 Saved = dict[str, np.ndarray]
 
@@ -160,7 +160,7 @@ def _legend(figure: Figure, saved: Saved) -> None:
 
 
 def shortened(name: str, length: int) -> str:
-    """A name of at most so many letters."""
+    """The beginning of a name, with at most this many letters."""
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -10,7 +10,7 @@ from itra_hf.step import ramp
 
 
 def run_pictures(run: Run) -> list[Picture]:
-    """The curves of everything that the run logged, in the order in which they are told."""
+    """The curves of everything that the run logged."""
     pictures = [_losses(run), _matching(run), _guards(run), _ratios(run), _silhouette(run), _modes(run)]
     pictures += [_gradients(run), _over_adaptation(run)]
     return [picture for picture in pictures if picture is not None]
@@ -19,7 +19,7 @@ def run_pictures(run: Run) -> list[Picture]:
 def _lines(
     name: str, title: str, caption: str, lines: dict[str, Series], ylabel: str, log: bool = False
 ) -> Picture | None:
-    """A picture of some series on common axes; None where none of them has a value."""
+    """A picture of some series on common axes; None if none of them has a value."""
     lines = {label: series for label, series in lines.items() if series[0]}
     if not lines:
         return None
@@ -63,7 +63,7 @@ def _guards(run: Run) -> Picture | None:
 
 
 def _mean_ramp(logged: list[int], weight: float, planned: int, warmup: float) -> dict[int, float]:
-    """The mean weight that the ramp asks for since the step logged before, also where that had nothing to match."""
+    """The mean weight that the ramp asks for since the last logged step, even if nothing was matched then."""
     pairs = zip([0, *logged], logged, strict=False)
     return {step: weight * fmean(ramp(each, planned, warmup) for each in range(start, step)) for start, step in pairs}
 
@@ -80,7 +80,7 @@ def _silhouette(run: Run) -> Picture | None:
         "separation of the nearest class means": run.feature_series("class_mean_separation"),
     }
     caption = (
-        "The silhouette is at most 1, and below 0 where rows lie nearer to another class. The separation is the "
+        "The silhouette is at most 1, and below 0 if rows lie nearer to another class. The separation is the "
         "distance of the two nearest class means, in units of the rows' root mean squared deviation. Higher is better."
     )
     return _lines("separation", "Separation", caption, lines, "silhouette, separation")
@@ -88,7 +88,7 @@ def _silhouette(run: Run) -> Picture | None:
 
 def _modes(run: Run) -> Picture | None:
     lines = {"10 nearest neighbours": run.feature_series("mode_accuracy"), "chance": run.feature_series("mode_chance")}
-    caption = "How often the nearest neighbours of a row tell its sub-class, of which the training knew nothing."
+    caption = "How often the nearest neighbours of a row predict its sub-class, which the training did not know."
     return _lines("modes", "Sub-classes that survive", caption, lines, "share of right guesses")
 
 

@@ -17,15 +17,7 @@ Series = tuple[list[int], list[float]]  # steps and values
 
 
 class Run:
-    """A run's log, settings and features.
-
-    Args:
-        folder: the run's `output_dir`; `trainer_state.json` is taken from it, or from its newest whole checkpoint.
-
-    Raises:
-        FileNotFoundError: if neither holds one.
-        ValueError: where a file cannot be read, with the file.
-    """
+    """A run's log, settings and features; the log is in its `output_dir`, or in the newest whole checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / STATE
@@ -51,29 +43,19 @@ class Run:
         return dict(self.config.get("settings", {}))
 
     def series(self, name: str) -> Series:
-        """The finite values logged under a name, and their steps; of several at one step the last."""
+        """The steps and the finite values logged under a name; the last value of a step counts."""
         numbers = (entry for entry in self.history if isinstance(entry.get(name), (int, float)))
         values = {entry["step"]: float(entry[name]) for entry in numbers}
         values = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
         return list(values), list(values.values())
 
     def feature_series(self, name: str) -> Series:
-        """A measure of the features, on the evaluation set or else on the training set."""
+        """A measure of the features: on the evaluation set, or else on the training set."""
         steps, values = self.series(f"eval_{name}")
         return (steps, values) if steps else self.series(f"train_{name}")
 
-    def collapsed_at(self) -> list[int]:
-        """The steps at which the features were found collapsed."""
-        steps, values = self.feature_series("collapsed")
-        return [step for step, value in zip(steps, values, strict=True) if value]
-
-    def hardly_matched(self) -> list[str]:
-        """A warning where the matching hardly took place."""
-        reason = self.config.get("hardly_matched")
-        return [f"The matching hardly took place: {reason}"] if reason else []
-
     def figures(self) -> list[tuple[str, float | None, float]]:
-        """The name, the first and the last value of all figures of the evaluation set; a single one is the last."""
+        """The name, the first and the last value of every figure of the evaluation set; a single value is the last."""
         names = dict.fromkeys(name for entry in self.history for name in entry if is_figure(name))
         found = [(name, self.series(name)[1]) for name in names]
         return [(name, values[0] if len(values) > 1 else None, values[-1]) for name, values in found if values]
@@ -86,7 +68,7 @@ def class_scatters(saved: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _finite_rows(saved: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
-    """What was saved of the rows whose features are finite; None where there are none, as in a run that diverged."""
+    """The saved rows with finite features; None if there are none, for instance because the run diverged."""
     if saved is None:
         return None
     finite = np.isfinite(saved["features"]).all(1)
