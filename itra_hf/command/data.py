@@ -81,8 +81,8 @@ def read_rows(data: TaskArguments, seed: int) -> TaskRows:
     """Read the data and find out what they are; the seed draws the rows that are kept or held out.
 
     Raises:
-        ValueError: if a file cannot be read, the training split or a column is missing, or a row has an input or a
-            label that cannot be trained on.
+        ValueError: if a file cannot be read, if the training split or a column is missing, or if a row has an unusable
+            input or label.
     """
     splits = _read(data)
     if "train" not in splits:

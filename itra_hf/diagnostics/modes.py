@@ -5,7 +5,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from itra_hf.diagnostics.scatter import Features, Labels, checked_classes, rounding_noise, rounding_unit
+from itra_hf.diagnostics.scatter import Features, Labels, checked_classes, rounding_noise
 
 
 def mode_separation(
@@ -52,8 +52,8 @@ def mode_separation(
     if all(count == int(each.sum()) for count, each in zip(commonest, inside, strict=True)):
         raise ValueError(f"no class of these {len(rows)} rows has two modes; there is nothing to tell apart")
     accuracy, chance = float("nan"), sum(commonest) / len(rows)
-    scatter, square = (float(part.square().sum() / len(rows)) for part in (rows - rows.mean(0), rows))
-    if scatter > rounding_noise(rounding_unit(given), square):  # not where a feature is not finite
+    scatter = float((rows - rows.mean(0)).square().sum() / len(rows))
+    if scatter > rounding_noise(given):  # not if a feature is not finite
         accuracy = sum(_right_guesses(rows[each], mode[each], neighbours) for each in inside) / len(rows)
     return {"mode_accuracy": accuracy, "mode_chance": chance, "mode_separation": (accuracy - chance) / (1 - chance)}
 

@@ -27,12 +27,12 @@ def compactness(features: Features, labels: Labels, *, sample_size: int = 2000) 
         silhouette            = mean of (b_i - a_i) / max(a_i, b_i)                  (Rousseeuw 1987)
         class_mean_separation = min over a != b of |m_a - m_b| / sqrt(within_scatter)
 
-    a_i is the mean distance of row i to the other rows of its class, and b_i that to the rows of the nearest other
-    class. A row alone in its class counts 0. The two scatters add up to the total scatter. If classes have equally many
-    rows, `nc1` is the formula of the paper; otherwise the class means count by their rows, as in `between_scatter`. The
-    ratios do not change when the features are shifted, rotated or scaled as a whole. More compact features have smaller
-    ratios, a larger silhouette and a larger separation. Classes of few rows look more compact than they are (a class of
-    one row has no scatter), so compare models on the same rows only.
+    a_i is the mean distance of row i to the other rows of its class. b_i is its mean distance to the rows of the
+    nearest other class. A row alone in its class counts 0. The two scatters add up to the total scatter. If classes
+    have equally many rows, `nc1` is the formula of the paper; otherwise the class means count by their rows, as in
+    `between_scatter`. The ratios do not change when the features are shifted, rotated or scaled as a whole. More
+    compact features have smaller ratios, a larger silhouette and a larger separation. Classes of few rows look more
+    compact than they are: a class of one row has no scatter. So compare models on the same rows only.
 
     Features that have collapsed to one point are not compact, but useless. A scatter of at most
     `(8 eps)^2 * mean |x_i|^2` counts as rounding noise; eps is the rounding unit of the features' dtype.
@@ -72,9 +72,9 @@ def compactness(features: Features, labels: Labels, *, sample_size: int = 2000) 
     number = len(found.names)
     if number < 2:
         raise ValueError(f"{number} class in {len(found.rows)} rows; compactness compares at least two classes")
-    if found.counts.max() < 2:
+    if number == len(found.rows):
         raise ValueError(f"each of the {number} classes has one row; give some class two rows or more")
-    within, between, noise = float(found.scatters.sum() / len(found.rows)), found.between, found.noise
+    within, between, noise = float(found.shares @ found.scatters), found.between, found.noise
     scatters = {"within_scatter": within, "between_scatter": between}
     if not within + between > noise:  # also where a feature is not finite
         ratios = dict.fromkeys(("scatter_ratio", "nc1", "silhouette", "class_mean_separation"), float("nan"))
@@ -110,7 +110,7 @@ def class_scatter(features: Features, labels: Labels) -> dict[Any, float]:
     found = _Scatter.of(features, labels)
     if not found.between > found.noise:
         return {}
-    return dict(zip(found.names, (found.scatters / found.counts / found.between).tolist(), strict=True))
+    return dict(zip(found.names, (found.scatters / found.between).tolist(), strict=True))
 
 
 class _Scatter(NamedTuple):
@@ -119,9 +119,11 @@ class _Scatter(NamedTuple):
     names: list[Any]
     rows: Tensor
     classes: Tensor  # of the rows
-    counts: Tensor
+    shares: Tensor  # of the rows that each class has
+    scatters: Tensor  # within each class
     deviations: Tensor  # of the rows from their class's mean
     centred: Tensor  # means of the classes, minus that of all rows
+    between: float
     noise: float  # the scatter up to which rows count as one point
 
     @classmethod
@@ -129,28 +131,19 @@ class _Scatter(NamedTuple):
         given = torch.as_tensor(features).detach().cpu()
         names, classes = checked_classes(given, labels)
         rows = given.double()
-        offset = rows.mean(0)  # summed without it, large features would lose digits
         counts = torch.bincount(classes, minlength=len(names)).double()
-        sums = torch.zeros(len(names), rows.shape[1], dtype=torch.float64).index_add_(0, classes, rows - offset)
-        means = sums / counts[:, None] + offset
-        noise = rounding_noise(rounding_unit(given), float(rows.square().sum()) / max(len(rows), 1))
-        centred = means - counts / max(len(rows), 1) @ means
-        return cls(names, rows, classes, counts, rows - means[classes], centred, noise)
 
-    @property
-    def shares(self) -> Tensor:
-        """The share of the rows that each class has."""
-        return self.counts / max(len(self.rows), 1)
+        def class_means(values: Tensor) -> Tensor:
+            sums = torch.zeros(len(names), values.shape[1], dtype=torch.float64)
+            return sums.index_add_(0, classes, values) / counts[:, None]
 
-    @property
-    def scatters(self) -> Tensor:
-        """The summed squared deviations of each class."""
-        return torch.zeros_like(self.counts).index_add_(0, self.classes, self.deviations.square().sum(1))
-
-    @property
-    def between(self) -> float:
-        """The scatter of the classes' means."""
-        return float(self.shares @ self.centred.square().sum(1))
+        offset = rows.mean(0)  # summed without it, large features would lose digits
+        means = class_means(rows - offset) + offset
+        deviations, shares = rows - means[classes], counts / max(len(rows), 1)
+        centred = means - shares @ means
+        scatters = class_means(deviations.square().sum(1, keepdim=True)).flatten()
+        between = float(shares @ centred.square().sum(1))
+        return cls(names, rows, classes, shares, scatters, deviations, centred, between, rounding_noise(given))
 
 
 def _nc1(found: _Scatter) -> float:
@@ -180,14 +173,10 @@ def _sample(rows: int, size: int) -> Tensor:
     return keys.topk(min(size, rows), largest=False).indices.sort().values
 
 
-def rounding_unit(features: Tensor) -> float:
-    """The eps of the features' dtype; of integers, that of float64."""
-    return torch.finfo(features.dtype if features.is_floating_point() else torch.float64).eps
-
-
-def rounding_noise(eps: float, mean_square: float) -> float:
-    """The scatter, in squared feature units, up to which features of this mean squared norm count as one point."""
-    return (NOISE_ULPS * eps) ** 2 * mean_square
+def rounding_noise(features: Tensor) -> float:
+    """The scatter, in squared feature units, up to which features `[n, d]` of this dtype count as one point."""
+    eps = torch.finfo(features.dtype if features.is_floating_point() else torch.float64).eps
+    return (NOISE_ULPS * eps) ** 2 * float(features.double().square().sum()) / max(len(features), 1)
 
 
 def checked_classes(features: Tensor, labels: Any) -> tuple[list[Any], Tensor]:
