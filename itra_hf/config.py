@@ -38,14 +38,16 @@ class MatchingArguments:
 
     matching: Literal["auto", "class_conditional", "marginal", "joint", "none"] = field(
         default="auto",
-        metadata=_help("What is matched between the two halves of a batch; 'auto' asks the labels."),
+        metadata=_help("What is matched between the two halves of a batch; 'auto' decides by the labels."),
     )
     matching_weight: float = field(
-        default=1.0, metadata=_help("Weight of the matching loss beside the task loss; 0 switches it off.")
+        default=1.0, metadata=_help("Weight of the matching loss, relative to the task loss; 0 switches it off.")
     )
     matching_full_weight_rows: int = field(
         default=250,
-        metadata=_help("Training rows per epoch of the run with the whole weight; with more it falls as 1 / rows."),
+        metadata=_help(
+            "Up to this many training rows for every epoch of the run, the weight is whole; above, it falls as 1 / rows."
+        ),
     )
     matching_warmup_ratio: float = field(
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
@@ -70,7 +72,7 @@ class MatchingArguments:
         default="mean", metadata=_help("How the tokens of a hidden state become one row per example.")
     )
     gather_features: bool = field(
-        default=True, metadata=_help("Match the features of all ranks, not of each rank apart.")
+        default=True, metadata=_help("Match the features of all ranks, not of each rank separately.")
     )
     matching_scope: Literal["micro_batch", "optimizer_step"] = field(
         default="micro_batch",

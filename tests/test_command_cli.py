@@ -37,6 +37,9 @@ def test_help_tells_the_commands_and_the_options(capsys):
     assert all(f"--{name} " in shown for name in MatchingArguments.__dataclass_fields__)
     assert "--seeds " in shown
     assert max(map(len, shown.splitlines())) <= 120
+    for command in ("report", "env"):  # which have no options
+        cli.main([command, "--help"])
+        assert len(capsys.readouterr().out.splitlines()) == 1
     with pytest.raises(SystemExit, match="'trian' is no command; choose one of train, compare, report"):
         cli.main(["trian"])
 
