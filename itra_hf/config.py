@@ -46,7 +46,7 @@ class MatchingArguments:
     matching_full_weight_rows: int = field(
         default=250,
         metadata=_help(
-            "Up to this many training rows for every epoch of the run, the weight is whole; above, it falls as 1 / rows."
+            "Up to this many training rows per epoch of the run, the weight is whole; above, it falls as 1 / rows."
         ),
     )
     matching_warmup_ratio: float = field(

@@ -18,7 +18,7 @@ except ImportError as error:
 
 from itra_hf.files import reading, write_anew
 from itra_hf.report.class_pictures import class_pictures
-from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures
+from itra_hf.report.comparison_pictures import comparison_pictures, difference_picture, map_pictures, runs_of_both
 from itra_hf.report.drawing import Picture
 from itra_hf.report.maps import both_maps, feature_maps, page_legend
 from itra_hf.report.run_pictures import run_pictures
@@ -58,7 +58,6 @@ def _run_page(run: Run, folder: Path) -> dict[str, Any]:
         warnings.append(f"The features had collapsed to one point at step {', '.join(collapsed)}: they are useless.")
     if reason := run.config.get("hardly_matched"):
         warnings.append(f"The matching hardly took place: {reason}")
-    maps = feature_maps(run)
     features, saved = both_maps(run), run.before if run.after is None else run.after
     if features is not None:
         features.save(folder)
@@ -69,7 +68,7 @@ def _run_page(run: Run, folder: Path) -> dict[str, Any]:
         "tables": [_figures(run)] if run.figures() else [],
         "sections": [
             _section("Curves", run_pictures(run), folder),
-            _section("Features", maps, folder) | {"legend": page_legend(saved) if saved is not None else []},
+            _section("Features", feature_maps(run), folder, [] if saved is None else page_legend(saved)),
             _section("Scatter within classes", class_pictures(run), folder),
         ],
         "settings": run.settings,
@@ -99,7 +98,8 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     differences = difference_picture(content)
     if differences is not None:
         differences.save(folder)
-    maps, legend = map_pictures(content, folder)
+    runs = runs_of_both(content, folder)
+    maps, legend = map_pictures(runs)
     return {
         "title": "Trainer and ITRATrainer",
         "subtitle": f"{content['model']} on {content['dataset']} ({content['task']}). {content.get('matched') or ''}",
@@ -107,8 +107,8 @@ def _comparison_page(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "sentence": content["sentence"],
         "tables": [_differences(content), *_further(content), _runs(content)],
         "sections": [
-            _section("Paired by seed", [differences, *comparison_pictures(content, folder)], folder),
-            _section("Features", maps, folder) | {"legend": legend},
+            _section("Paired by seed", [differences, *comparison_pictures(content, runs)], folder),
+            _section("Features", maps, folder, legend),
         ],
         "settings": dict(content["settings"]),
     }
@@ -133,11 +133,13 @@ def _write(path: Path, **content: Any) -> Path:
     return path
 
 
-def _section(title: str, pictures: Sequence[Picture | None], folder: Path) -> dict[str, Any]:
+def _section(
+    title: str, pictures: Sequence[Picture | None], folder: Path, legend: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     if (folder / "report").is_symlink():
         (folder / "report").unlink()  # else the pictures would go elsewhere
     drawn = [picture.save(folder / "report") for picture in pictures if picture is not None]
-    return {"title": title, "pictures": drawn, "legend": []}
+    return {"title": title, "pictures": drawn, "legend": legend}
 
 
 def _subtitle(run: Run) -> str:

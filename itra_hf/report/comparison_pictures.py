@@ -1,5 +1,6 @@
 """The pictures of a comparison: paired differences, every pair, curves of all seeds, and both feature maps."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,33 +56,34 @@ def difference_picture(content: dict[str, Any]) -> Picture | None:
     return Picture("comparison", "Differences", caption, alt, draw, height=0.6 + 0.85 * len(differences))
 
 
-def comparison_pictures(content: dict[str, Any], folder: Path) -> list[Picture]:
-    """Every pair of runs, and the curves of those runs whose folders are there."""
-    runs = [(entry, _run(folder, entry)) for entry in content["runs"] if entry["trainer"] in SIDES]
+Runs = dict[tuple[int, str], Run]  # by seed and trainer
+
+
+def runs_of_both(content: dict[str, Any], folder: Path) -> Runs:
+    """The runs of Trainer and ITRATrainer whose folders are there."""
+    found = {}
+    for entry in content["runs"]:
+        if entry["trainer"] in SIDES:
+            with suppress(FileNotFoundError):
+                found[entry["seed"], entry["trainer"]] = Run(folder / Path(entry["folder"]).name)  # never one outside
+    return found
+
+
+def comparison_pictures(content: dict[str, Any], runs: Runs) -> list[Picture]:
+    """Every pair of runs, and the curves of the runs."""
     pictures = [_pairs(content), *(_curves(runs, name, label) for name, label in CURVES.items())]
     return [picture for picture in pictures if picture is not None]
 
 
-def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], list[dict[str, Any]]]:
+def map_pictures(runs: Runs) -> tuple[list[Picture], list[dict[str, Any]]]:
     """The maps after training of the first seed whose runs saved their features, and the legend of the classes."""
-    for seed in dict.fromkeys(entry["seed"] for entry in content["runs"]):
-        runs = {entry["trainer"]: _run(folder, entry) for entry in content["runs"] if entry["seed"] == seed}
-        found = {trainer: runs.get(trainer) for trainer in SIDES}
-        saved = {trainer: run.after for trainer, run in found.items() if run is not None and run.after is not None}
-        if len(saved) == len(SIDES):
-            pictures = [
-                pca_map(saved[trainer], f"map-{trainer}", f"{trainer}, seed {seed}, after training")
-                for trainer in SIDES
-            ]
-            return pictures, page_legend(saved[SIDES[0]])
+    saved = {key: run.after for key, run in runs.items() if run.after is not None}
+    for seed in dict.fromkeys(seed for seed, _ in saved):
+        if all((seed, trainer) in saved for trainer in SIDES):
+            titles = {trainer: f"{trainer}, seed {seed}, after training" for trainer in SIDES}
+            maps = [pca_map(saved[seed, trainer], f"map-{trainer}", title) for trainer, title in titles.items()]
+            return maps, page_legend(saved[seed, SIDES[0]])
     return [], []
-
-
-def _run(folder: Path, entry: dict[str, Any]) -> Run | None:
-    try:
-        return Run(folder / Path(entry["folder"]).name)  # never a folder outside
-    except FileNotFoundError:
-        return None
 
 
 def _pairs(content: dict[str, Any]) -> Picture | None:
@@ -104,9 +106,9 @@ def _pairs(content: dict[str, Any]) -> Picture | None:
     return Picture("pairs", f"Pairs: {name}", f"A line joins the two runs of a seed. {better} is better.", alt, draw)
 
 
-def _curves(runs: list[tuple[dict[str, Any], Run | None]], name: str, label: str) -> Picture | None:
+def _curves(runs: Runs, name: str, label: str) -> Picture | None:
     """A series of every run, one colour for each trainer."""
-    series = [(entry["trainer"], run.series(name)) for entry, run in runs if run is not None]
+    series = [(trainer, run.series(name)) for (_, trainer), run in runs.items()]
     series = [(trainer, (steps, values)) for trainer, (steps, values) in series if len(steps) > 1]
     if not series:
         return None
