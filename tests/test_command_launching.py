@@ -93,11 +93,11 @@ def test_a_file_of_accelerate_is_handed_over(monkeypatch, given, flags):
     asked = []
     monkeypatch.setattr(launching, "run_together", lambda command: asked.append(command) or 7)
     with pytest.raises(SystemExit) as ended:
-        launching.launch(["compare", "config.yaml", *given, "--seeds", "2"], "itra_hf.command.cli")
+        launching.launch(["compare", "config.yaml", *given, "--seeds", "2"])
     assert ended.value.code == 7
     end = ["-m", "itra_hf.command.cli", "compare", "config.yaml", "--seeds", "2"]
     assert asked == [[sys.executable, "-m", "accelerate.commands.launch", *flags, *end]]
 
 
 def test_a_command_for_one_process_is_not_handed_over():
-    launching.launch(["train", "config.yaml", "--seed", "2"], "itra_hf.command.cli")
+    launching.launch(["train", "config.yaml", "--seed", "2"])

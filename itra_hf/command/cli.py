@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
     rest, shows_traceback = _without_debug(rest)
     try:
-        launch(argv, "itra_hf.command.cli")
+        launch(argv)
         run(command, rest)
     except (ValueError, OSError, ImportError) as error:  # which a user can correct; others are faults of the package
         if shows_traceback:

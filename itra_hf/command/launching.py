@@ -16,11 +16,8 @@ SIGNALS = tuple(number for number in signal.Signals if number.name in NAMES)
 SECONDS = 10  # that a process has to end by itself
 
 
-def launch(argv: Sequence[str], module: str) -> None:
-    """Run a command by `accelerate launch` and exit with its status, if it has one of the two options for that.
-
-    The module runs the command without these options.
-    """
+def launch(argv: Sequence[str]) -> None:
+    """Run a command by `accelerate launch` and exit with its status, if it has one of the two options for that."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--accelerate_config")
@@ -38,7 +35,7 @@ def launch(argv: Sequence[str], module: str) -> None:
     if options.num_processes is not None:
         flags += ["--num_processes", str(options.num_processes)]
     if flags:
-        launcher = ["-m", "accelerate.commands.launch", *flags, "-m", module]
+        launcher = ["-m", "accelerate.commands.launch", *flags, "-m", "itra_hf.command.cli"]
         sys.exit(run_together([sys.executable, *launcher, *rest]))
 
 

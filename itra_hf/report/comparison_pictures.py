@@ -120,7 +120,7 @@ def _curves(runs: Runs, name: str, label: str) -> Picture | None:
             legend = None if trainer in seen else trainer
             curve(axes, (steps, values), legend, color=colour, linestyle=dashes, alpha=0.75, linewidth=1.3)
             seen.add(trainer)
-        finish(axes, label, log=name in LOGARITHMIC and all(value > 0 for _, (_, values) in series for value in values))
+        finish(axes, label, log=name in LOGARITHMIC)
 
     ends = {trainer: [values[-1] for each, (_, values) in series if each == trainer] for trainer in SIDES}
     told = [f"{trainer} ends at {np.mean(values):.3g} in the mean." for trainer, values in ends.items() if values]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -87,15 +88,15 @@ def curve(axes: Axes, series: tuple[list[int], list[float]], label: str | None, 
         axes.plot(steps, values, label=label, **{"linewidth": 1.6, **dots, **style})
 
 
-def finish(axes: Axes, ylabel: str, *, log: bool = False, legend: bool = True) -> None:
-    """The labels of the axes, and a legend if there are several lines."""
+def finish(axes: Axes, ylabel: str, *, log: bool = False) -> None:
+    """The labels of the axes, and a legend if there are several lines; `log` needs positive values."""
     axes.set(xlabel="step", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlim(left=0)
-    if log:
+    if log and all(np.min(line.get_ydata()) > 0 for line in axes.lines):
         axes.set_yscale("log")
         plain_log_ticks(axes.yaxis)
-    if legend and len(axes.get_legend_handles_labels()[1]) > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(loc="best", fontsize=9.5)
 
 

@@ -23,7 +23,6 @@ def _lines(
     lines = {label: series for label, series in lines.items() if series[0]}
     if not lines:
         return None
-    log = log and all(value > 0 for _, values in lines.values() for value in values)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -101,8 +100,8 @@ def _gradients(run: Run) -> Picture | None:
         above, below = figure.subplots(2, 1, sharex=True)
         curve(above, relative, "relative")
         curve(below, absolute, "absolute", color="C1")
-        finish(above, "variance / |mean|²", log=all(value > 0 for value in relative[1]))
-        finish(below, "variance", log=all(value > 0 for value in absolute[1]))
+        finish(above, "variance / |mean|²", log=True)
+        finish(below, "variance", log=True)
         above.set_xlabel("")
 
     caption = (
