@@ -83,7 +83,7 @@ def compare(
         return found
 
     with _quiet():
-        keep_settings(folder, task, args, bool(runs), samples_per_class)
+        keep_settings(folder, task, args, samples_per_class)
         with tqdm(total=len(planned), disable=args.disable_tqdm or args.process_index > 0, unit="step") as bar:
             progress = _Progress(bar, len(planned))
             for seed, name in planned:

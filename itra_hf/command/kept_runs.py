@@ -37,13 +37,13 @@ def options_of(args: ITRAConfig) -> dict[str, Any]:
     return {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
 
 
-def keep_settings(folder: Path, task: Task, args: ITRAConfig, has_runs: bool, samples_per_class: int | None) -> None:
+def keep_settings(folder: Path, task: Task, args: ITRAConfig, samples_per_class: int | None) -> None:
     """Save all settings that decide a run; refuse a folder with a comparison of other settings."""
     rows = {"rows": [len(task.train), len(task.test)], "samples_per_class": samples_per_class}
     own = task.source | options_of(args) | rows | {"world_size": args.world_size} | _contents(task)
     settings = json.loads(json.dumps(own, default=str))
     path = folder / SETTINGS
-    if path.exists() or has_runs:
+    if path.exists() or (folder / RUNS).exists():
         earlier = _earlier_settings(path)
         changed = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
         if changed:
