@@ -72,3 +72,12 @@ def test_words_of_others_are_text_in_markdown(words):
 
 def test_words_without_signs_stay_as_they_are():
     assert as_text("Iris versicolor (2.5 cm), no-name") == "Iris versicolor (2.5 cm), no-name"
+
+
+def test_no_path_and_no_token_is_among_the_arguments():
+    args = ITRAConfig(
+        "/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="hf_secret", resume_from_checkpoint="x"
+    )
+    assert public_arguments(args) == {"learning_rate": 0.001, "seed": 42, "matching": "joint"}
+    args.resume_from_checkpoint = True  # as the command line has it
+    assert "resume_from_checkpoint" not in public_arguments(args)

@@ -19,15 +19,6 @@ def last_whole_checkpoint(output_dir: str | None) -> str | None:
     """The newest checkpoint in a run's `output_dir` without a missing, empty or cut-off file; None without one.
 
     A warning names each checkpoint that is passed over, such as one that a crash interrupted.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for step in (5, 10):
-        ...     (folder / f"checkpoint-{step}").mkdir()
-        >>> _ = (folder / "checkpoint-5" / STATE).write_text("{}")
-        >>> Path(last_whole_checkpoint(str(folder))).name
-        'checkpoint-5'
     """
     found = Path(output_dir or ".").glob("checkpoint-*")
     steps = {int(number): path for path in found if (number := path.name.split("-", 1)[1]).isdecimal()}

@@ -31,10 +31,6 @@ def public_arguments(args: TrainingArguments) -> dict[str, Any]:
     """The arguments that a repetition of the run needs: those that differ from their default, and the seed.
 
     The author's own texts (paths, names, tokens) are left out, and options that change no weight.
-
-    Example:
-        >>> public_arguments(ITRAConfig("/home/jane/out", learning_rate=1e-3, matching="joint", hub_token="secret"))
-        {'learning_rate': 0.001, 'seed': 42, 'matching': 'joint'}
     """
     ours = {option.name for option in fields(MatchingArguments)}
     told = {}
@@ -49,12 +45,7 @@ def public_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def as_text(words: object) -> str:
-    r"""Escape text so that Markdown shows it literally, without headings, pictures, links, table cells or markup.
-
-    Example:
-        >>> as_text("a\n# b <img src=x>")
-        'a &#35; b &#60;img src=x&#62;'
-    """
+    r"""Escape text so that Markdown shows it literally, without headings, pictures, links, table cells or markup."""
     line = " ".join(str(words).split())
     if re.fullmatch(r"[\w ()-]*", line):  # a snake_case name is none of these
         return line
@@ -67,22 +58,12 @@ def is_local(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """The name of a model or a data set; only the last part of a path.
-
-    Example:
-        >>> [public_name(name) for name in ("imdb", "jane/pets", "my pets", "../jane/pets.csv", "/home/jane/pets")]
-        ['imdb', 'jane/pets', 'my pets', 'pets', 'pets']
-    """
+    """The name of a model or a data set; only the last part of a path."""
     return PureWindowsPath(name).stem if _is_path(name) else name
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name is that of a folder, which should stay private.
-
-    Example:
-        >>> [is_folder(name) for name in ("imdb", "../jane/pets.csv", "/home/jane/pets")]
-        [False, False, True]
-    """
+    """Whether a name is that of a folder, which should stay private."""
     return os.path.isdir(name) or (_is_path(name) and PureWindowsPath(name).suffix.lower() not in DATA_FILES)
 
 

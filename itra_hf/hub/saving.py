@@ -182,16 +182,6 @@ def saved_arguments(args: TrainingArguments) -> TrainingArguments:
 
     Arguments with the matching's options get the next class of their ancestors without them, and the options as plain
     attributes. So `torch.load` opens the file where this package is not installed.
-
-    Example:
-        >>> import pickle
-        >>> from itra_hf.config import ITRAConfig, matching_arguments
-        >>> plain = saved_arguments(ITRAConfig("out", matching_weight=0.5, hub_token="secret"))
-        >>> again = pickle.loads(pickle.dumps(plain))
-        >>> type(again).__name__, again.matching_weight, plain.hub_token, again.hub_token
-        ('TrainingArguments', 0.5, 'secret', None)
-        >>> matching_arguments(again).matching_weight
-        0.5
     """
     saved = copy.copy(args)
     if isinstance(args, MatchingArguments):
