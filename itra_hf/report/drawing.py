@@ -28,6 +28,19 @@ THEMES: dict[str, dict[str, Any]] = {
 }
 
 
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "font.size": 10.5,
+    "text.parse_math": False,  # a class may be called "$10 to $20"
+}
+
+
 @dataclass
 class Picture:
     """A picture and its texts."""
@@ -43,25 +56,9 @@ class Picture:
     def png(self, theme: str) -> bytes:
         """The picture in a theme, `"light"` or `"dark"`."""
         colours = THEMES[theme]
-        style: dict[Any, Any] = {
-            "figure.facecolor": colours["back"],
-            "axes.facecolor": colours["back"],
-            "axes.edgecolor": colours["faint"],
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.prop_cycle": cycler(color=COLOURS),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.color": colours["faint"],
-            "grid.linewidth": 0.6,
-            "text.color": colours["text"],
-            "axes.labelcolor": colours["text"],
-            "xtick.color": colours["text"],
-            "ytick.color": colours["text"],
-            "legend.frameon": False,
-            "font.size": 10.5,
-            "text.parse_math": False,  # a class may be called "$10 to $20"
-        }
+        style = STYLE | dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["back"])
+        style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), colours["text"])
+        style |= dict.fromkeys(("axes.edgecolor", "grid.color"), colours["faint"])
         with mpl.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), dpi=DPI, layout="constrained")
             figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)  # type: ignore[union-attr, call-arg]
