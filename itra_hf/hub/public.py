@@ -13,18 +13,8 @@ from itra_hf.config import ITRAConfig, MatchingArguments
 
 PUBLIC = ("lr_scheduler_kwargs", "optim_args", "train_sampling_strategy")  # texts and tables that hold no secret
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
-PRIVATE = (
-    "hub_",
-    "push_",
-    "log_",
-    "logging_",
-    "do_",
-    "disable_",
-    "use_cpu",
-    "local_rank",
-    "dataloader_pin_memory",
-    "resume_from",
-)
+# Beginnings of options that are private or change no weight.
+PRIVATE = ("hub_", "push_", "log", "do_", "disable_", "use_cpu", "local_rank", "dataloader_pin", "resume_from")
 
 
 def public_arguments(args: TrainingArguments) -> dict[str, Any]:
