@@ -148,12 +148,12 @@ class ITRATrainer(SavingTrainer):
         finally:
             if self._run is not None:
                 self._run.watch.close()
-                self._run = None
+            self._run = None
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Trainer's micro-batches of the next optimizer step."""
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._run = self._run or Run(self, self.matching_loss)
+        self._run = self._run or Run(self)
         self._run.begin_step(batches, self.matching_is_on)
         return batches, num_items_in_batch
 
@@ -163,9 +163,7 @@ class ITRATrainer(SavingTrainer):
         """Trainer's step, in whose backward pass the matching's gradient joins the task's; the loss is that of both."""
         if self._run is None or not self.matching_is_on:
             return super().training_step(model, inputs, num_items_in_batch)
-        loss = self._run.training_step(super().training_step, model, inputs, num_items_in_batch)
-        self.matching_form, self.matching_line = self._run.matching.form, self._run.line
-        return loss
+        return self._run.training_step(super().training_step, model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -193,7 +191,6 @@ class ITRATrainer(SavingTrainer):
         """Log as Trainer does; its own log of the training loss holds the means of the parts, too."""
         if self._run is not None:
             self._run.log(logs)
-            self.hardly_matched = self._run.hardly
         super().log(logs, start_time)
 
     @wraps(Trainer.create_model_card, assigned=())

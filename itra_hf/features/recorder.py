@@ -70,7 +70,12 @@ class Recorder:
         self.clear()
         attached = bool(self._handles)
         self.attach()
-        handles = [] if model is None else self._watch(model)
+        handles: list[RemovableHandle] = []
+        if model is not None:
+            handles.append(
+                model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+            )  # before FSDP's
+            handles.append(model.register_forward_hook(self._leave))
         self._on, self._graph_only, self.has_other_passes = model is None, graph_only, False
         try:
             yield self
@@ -101,14 +106,14 @@ class Recorder:
         self.calls, self.inputs, self.outputs = [], None, None
 
     @property
+    def mask(self) -> Tensor | None:
+        """The attention mask that the model was given, `[rows, tokens]`."""
+        mask: Tensor | None = (self.inputs or {}).get("attention_mask")
+        return mask
+
+    @property
     def _notes(self) -> bool:
         return self._on and (torch.is_grad_enabled() or not self._graph_only)
-
-    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
-        return [
-            model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),  # before one that shards
-            model.register_forward_hook(self._leave),
-        ]
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._graph_only and not torch.is_grad_enabled():
@@ -129,16 +134,17 @@ class Recorder:
             self.calls.append(Call(module, given))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._notes:
-            begun = [call for call in self.calls if call.module is module and call.output is None]
-            if begun:  # else it began where nothing was noted
-                self.calls.remove(begun[-1])
-                tensors = [entry for entry in (output, begun[-1].given) if isinstance(entry, Tensor)]
-                if self.largest is not None and any(entry.numel() > self.largest for entry in tensors):
-                    self.left_out.add(module)
-                    return
-                begun[-1].output = output
-                self.calls.append(begun[-1])
+        begun = [call for call in self.calls if call.module is module and call.output is None]
+        if not self._notes or not begun:  # it began where nothing was noted
+            return
+        call = begun[-1]
+        self.calls.remove(call)
+        tensors = [entry for entry in (output, call.given) if isinstance(entry, Tensor)]
+        if self.largest is not None and any(entry.numel() > self.largest for entry in tensors):
+            self.left_out.add(module)
+        else:
+            call.output = output
+            self.calls.append(call)
 
 
 def possible_logits(outputs: Any, num_labels: int | None = None) -> dict[Any, Tensor]:

@@ -1,8 +1,8 @@
 """The matching loss of a whole optimizer step, in the memory of one micro-batch (GradCache, Gao et al. 2021).
 
-The loss of many rows needs the features of all of them at once, but not their graphs. So every micro-batch runs twice:
-once without a graph for its features, and, when the one big loss has given the gradients at them, once more with a
-graph, in whose backward pass those gradients join the task's.
+The loss of many rows needs the features of all of them at once, but not their graphs. So every micro-batch runs twice.
+The first pass gives its features, without a graph below them. The one big loss gives the gradients at the features.
+The second pass has a graph, and in its backward pass those gradients join the task's.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,6 @@ from torch import Tensor
 from itra_hf.distributed import Batch
 from itra_hf.features import FeatureReader, HeadNotFoundError, RandomState, Seen, kept_buffers
 from itra_hf.step.forms import gradient_at
-from itra_hf.step.guards import excess_odds
 from itra_hf.step.matching import Matching
 from itra_hf.step.meeting import Cap
 
@@ -29,31 +28,21 @@ class CachedStep:
 
     def __init__(self, matching: Matching, micro_batches: Sequence[Any]) -> None:
         self.matching, self.micro_batches = matching, list(micro_batches)
-        self.collects = False
-        self.value = torch.zeros((), device=matching.device)
-        self._asked = 0.0
-        self._scale: Tensor | float = 1.0
-        self.weight: Tensor | float | None = None  # known after the first pass
-        self._is_broken = False
-        self._number = 0  # of the micro-batch whose second pass is next
+        self.is_new, self.collects = True, False  # whether the first pass is still to come, or is running
+        self.weight: Tensor | float | None = None  # known after the first pass, as the next two
+        self._value = zero = torch.zeros((), device=matching.device)
         self._gradients: list[Tensor] = []
+        self._is_read = False  # whether the first pass came to its end
+        self._number = 0  # of the micro-batch whose second pass is next
         self._random_states: list[RandomState] = []
         self._batches: list[list[Batch]] = []
-        self._spreads: list[Tensor] = []
-        zero = torch.zeros((), device=matching.device)
+        self._asked = 0.0
+        self._scale: Tensor | float = 1.0
         self._squares, self._excess = zero, (zero, zero)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the first pass is still to come."""
-        return not (self._random_states or self._is_broken)
-
-    def abandon(self) -> None:
-        """Leave the rest of the step to the task."""
-        self._is_broken = True
+        self._spreads: list[Tensor] = []
 
     def first_pass(
-        self, reader: FeatureReader | None, compute_loss: Callable[[Any], Any], asked: float, scale: Tensor | float
+        self, reader: FeatureReader, compute_loss: Callable[[Any], Any], asked: float, scale: Tensor | float
     ) -> None:
         """The features of every micro-batch, the one big loss, its weight and its gradients at the features.
 
@@ -70,17 +59,14 @@ class CachedStep:
             with kept_buffers(self.matching.model):
                 for micro_batch in self.micro_batches:
                     self._random_states.append(RandomState.capture(self.matching.device))
-                    if reader is not None:
-                        with reader.cut():
-                            compute_loss(micro_batch)
-        except BaseException:
-            self._is_broken = True
-            raise
+                    with reader.cut():
+                        compute_loss(micro_batch)
         finally:
             self.collects = False
             self.micro_batches.clear()
         if len(self._batches) == len(self._random_states) and all(self._batches):
             self._match()
+        self._is_read = True
 
     def take(self, task_loss: Tensor, seen: Seen | None, labels: Any, factor: float) -> Tensor:
         """The task loss of a micro-batch in either pass; of the second, one that the cached gradient joins.
@@ -91,18 +77,23 @@ class CachedStep:
             labels: as the batch held them.
             factor: what a gradient at the features is multiplied with, as Trainer will divide it.
         """
-        if seen is None:
-            if self.collects:
-                self.matching.skip()
-        elif self.collects:
+        if self.collects and seen is None:
+            self.matching.skip()
+        elif self.collects and seen is not None:
             self._collect(task_loss / factor, seen, labels)
-        elif self.weight is not None:
-            return self._meet(task_loss, seen, factor, self.weight)
+        elif seen is not None and self.weight is not None:
+            if seen.has_other_passes:
+                raise HeadNotFoundError(
+                    "the model was called without gradient, too, which matching_scope='optimizer_step' cannot tell "
+                    "from the pass that counts (matching_scope='micro_batch' can)"
+                )
+            gradient = self._gradients[self._number - 1] * factor
+            return self.matching.meet(task_loss, seen, gradient, self._value, Cap(self.weight))
         return task_loss
 
     def restore(self) -> None:
         """Put the random number generators where the first pass of the next micro-batch found them."""
-        if self._is_broken:  # by an exception that the user has caught: the rest of the step is the task's alone
+        if not self._is_read:  # an exception that the user has caught: the rest of the step is the task's alone
             return
         if self._number == len(self._random_states):
             _refuse_second_loss()
@@ -113,45 +104,32 @@ class CachedStep:
         """Keep what a first pass, whose graph begins at the features, has shown."""
         if len(self._batches) == len(self._random_states):
             _refuse_second_loss()
-        rows = seen.rows(seen.tensors)
-        own = self.matching.labels_for(seen, labels, len(rows))
-        wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+        rows = seen.rows.detach()
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        own = self.matching.labels_for(seen, labels)
         self._batches.append(self.matching.gather(wide, own))
-        if self.matching.is_capped(self._asked):
+        excess = self.matching.excess(self._asked, seen, own)
+        if excess is not None:
             for gradient in gradient_at(self._scale * task_loss, seen.tensors):
                 self._squares = self._squares + gradient.to(wide.dtype).square().sum()
-            above, missing = excess_odds(seen.logits, own)
-            self._excess = self._excess[0] + above, self._excess[1] + missing
-            self._spreads.append(_spread(rows, seen.tensors))
-
-    def _meet(self, task_loss: Tensor, seen: Seen, factor: float, weight: Tensor | float) -> Tensor:
-        """The task loss of a second pass, in whose backward pass the cached gradient joins the task's."""
-        if seen.has_other_passes:
-            raise HeadNotFoundError(
-                "the model was called without gradient, too, which matching_scope='optimizer_step' cannot tell from "
-                "the pass that counts (matching_scope='micro_batch' can)"
-            )
-        leaves = tuple(tensor.detach().requires_grad_() for tensor in seen.tensors)
-        with torch.enable_grad():
-            rows = seen.rows(leaves)
-        cached = (self._gradients[self._number - 1] * factor).to(rows.dtype)
-        gradients = torch.autograd.grad(rows, leaves, cached)
-        return self.matching.meet(task_loss, seen.tensors, gradients, self.value, Cap(weight))
+            self._excess = self._excess[0] + excess[0], self._excess[1] + excess[1]
+            self._spreads.append(_spread(seen))
 
     def _match(self) -> None:
         """The one big loss of the step's rows, and its weight."""
-        self.value, self._gradients = self.matching.matched(self._batches)
-        capped = self.matching.is_capped(self._asked)
-        squares = torch.cat(self._spreads) * torch.cat(self._gradients).square().sum(1) if capped else self._squares
-        cap = self.matching.cap(self._asked, self._excess if capped else None)
-        self.weight = cap.weight(self._squares.sqrt(), squares.sum().sqrt() * self._scale)
+        self._value, self._gradients = self.matching.matched(self._batches)
+        self.weight = self._asked
+        if self._spreads:
+            squares = torch.cat(self._spreads) * torch.cat(self._gradients).square().sum(1)
+            cap = self.matching.cap(self._asked, self._excess)
+            self.weight = cap.weight(self._squares.sqrt(), squares.sum().sqrt() * self._scale)
         self._batches, self._spreads = [], []
 
 
-def _spread(rows: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def _spread(seen: Seen) -> Tensor:
     """How the squared norm of a row's gradient changes on the way to the full input: 1, or `1 / tokens` for a mean."""
-    gradients = torch.autograd.grad(rows.sum(), list(tensors), retain_graph=True)
-    return torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0) / rows.shape[1]
+    gradients = torch.autograd.grad(seen.rows.sum(), seen.leaves)
+    return torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0) / seen.rows.shape[1]
 
 
 def _refuse_second_loss() -> None:

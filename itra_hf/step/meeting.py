@@ -40,7 +40,7 @@ class Cap:
         return self.asked if self.excess is None else self.weight(_norm(task), _norm(matching) * factor)
 
     def weight(self, task_norm: Tensor, matching_norm: Tensor) -> Tensor | float:
-        """The weight for the norms of both gradients on this rank, a scalar; the same on all ranks."""
+        """The weight for the norms of both gradients on this rank; the same on all ranks."""
         if self.excess is None:
             return self.asked
         norms, excess = (task_norm, matching_norm), self.excess

@@ -30,7 +30,7 @@ from itra_hf.step.matching import Matching
 logger = logging.get_logger(__name__)
 
 
-def check_head(model: nn.Module) -> None:
+def _check_head(model: nn.Module) -> None:
     """Raise `HeadNotFoundError` if a model of transformers or peft has no layer that its config's labels fit."""
     if type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
         refuse_multiple_choice(model)
@@ -49,13 +49,7 @@ def is_asked(trainer: Any) -> bool:
 
 
 def raise_or_go_without(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
-    """No matching in this run: an error where one was asked for, else one warning.
-
-    Args:
-        trainer: an ITRATrainer.
-        reason: why it cannot match, and what else to do.
-        asked: whether another option asks for what cannot be had.
-    """
+    """No matching in this run: an error where it, or what cannot be had, was asked for; else one warning."""
     if asked or is_asked(trainer):
         error = reason if isinstance(reason, Exception) else HeadNotFoundError(reason)
         if "matching='none'" in str(error):
@@ -105,9 +99,6 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         trainer: an ITRATrainer that matches.
         rows: of a batch of one device; of all of them, where batches are split over the ranks.
         training: whether training begins, where `"auto"` warns of a model without a head.
-
-    Raises:
-        ValueError: with the value and the way out.
     """
     args = matching_arguments(trainer.args)
     layer = str(args.feature_layer)
@@ -115,8 +106,8 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         module_named(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False), layer)
     try:
         if layer == "head":
-            check_head(trainer.model)
-        check_rows(trainer, rows)
+            _check_head(trainer.model)
+        _check_rows(trainer, rows)
     except ValueError as error:
         if training or is_asked(trainer):
             raise_or_go_without(trainer, error)
@@ -139,17 +130,8 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         _check_labels(trainer, args)
 
 
-def check_rows(trainer: Trainer, rows: int) -> None:
-    """Refuse batches that leave no pair to match, or that threads share.
-
-    Args:
-        trainer: as its constructor leaves it.
-        rows: of a batch of one device; of all of them, where batches are split over the ranks.
-
-    Raises:
-        ValueError: where a device, or with `matching_scope="optimizer_step"` its whole step, has fewer than two rows;
-            under `nn.DataParallel`.
-    """
+def _check_rows(trainer: Trainer, rows: int) -> None:
+    """Refuse batches that leave no pair to match on a device, or that threads share."""
     if trainer.args.n_gpu > 1:
         raise ValueError(
             f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "
