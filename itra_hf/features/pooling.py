@@ -6,9 +6,9 @@ from torch.nn import functional
 
 
 def pooled(full: Tensor, pooling: str, mask: Tensor | None) -> Tensor:
-    """One row per example, `[rows, d]`, of features `[rows, d]` or `[rows, ..., d]`.
+    """One row per example, `[rows, d]`: as it is, or the `"first"`, `"last"` or `"mean"` of the attended tokens.
 
-    The pooling is `"first"`, `"last"` or `"mean"` of attended tokens, or `"places"` of a map `[rows, d, height, width]`.
+    Of a map `[rows, d, height, width]` `"places"` is the mean over its places.
     """
     if pooling == "places":
         return full.mean((2, 3))
