@@ -13,17 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module.
-
-    Attributes:
-        module: that was called.
-        given: its first tensor, as it stands in the graph of the pass; None without one.
-        output: what it returned; None where outputs are not noted.
-    """
+    """One call of a module."""
 
     module: nn.Module
-    given: Tensor | None
-    output: Any = None
+    given: Tensor | None  # its first tensor, as it stands in the graph of the pass; None without one
+    output: Any = None  # None where outputs are not noted
 
 
 class Recorder:
@@ -61,11 +55,9 @@ class Recorder:
 
     @contextmanager
     def on(self, model: nn.Module | None = None, graph_only: bool = False) -> Iterator["Recorder"]:
-        """Note every call within this context, then take the hooks off that it has put on.
+        """Note every call within this context, or within a model's forward pass there; then take the hooks off.
 
-        Args:
-            model: whose inputs and outputs are noted; calls outside its forward pass are not.
-            graph_only: leave out what runs without gradient.
+        `graph_only` leaves out what runs without gradient.
         """
         self.clear()
         attached = bool(self._handles)
@@ -150,7 +142,7 @@ class Recorder:
 def possible_logits(outputs: Any, num_labels: int | None = None) -> dict[Any, Tensor]:
     """What could be the logits in what a model returned, by name or place; the place of a lone tensor is None.
 
-    That is the entry called `logits`; without one those of `num_labels` columns; without any all that have columns.
+    It is the entry called `logits`, else those of `num_labels` columns, else all that have columns.
     """
     tensors = {
         place: entry

@@ -59,13 +59,9 @@ def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]], fin
 def head_in(model: nn.Module, seen: Recorder, patient: bool) -> HeadInput:
     """The head, given the calls of a model's linear layers in a forward pass.
 
-    Args:
-        model: that has the layers.
-        seen: the forward pass.
-        patient: whether another pass may tell what this one leaves open: which call or which tokens of the head.
-
     Raises:
-        AmbiguousHeadError: if several layers explain the logits, or one does in several ways.
+        AmbiguousHeadError: if several layers explain the logits; or one does in several ways, and `patient` says that
+            another pass may tell these apart.
         HeadNotFoundError: if none does.
     """
     possible = possible_logits(seen.outputs, getattr(getattr(model, "config", None), "num_labels", None))
@@ -88,14 +84,7 @@ def head_in(model: nn.Module, seen: Recorder, patient: bool) -> HeadInput:
 
 
 def named_head(model: nn.Module, name: str, seen: Recorder, pooling: str, patient: bool) -> HeadInput:
-    """The input of the module that the user has named, whether its output is the logits or not.
-
-    Args:
-        model: that has the module.
-        name: as of `module_named`.
-        seen: a forward pass, with the calls of the module.
-        pooling: of tokens, where the output is not the logits.
-        patient: as of `head_in`.
+    """The input of the module that the user has named; where its output is not the logits, its tokens are pooled.
 
     Raises:
         HeadNotFoundError: if the module was not called, or with something else than features of rows.

@@ -62,8 +62,8 @@ class FeatureWatch:
 
     Args:
         model: unwrapped.
-        layer: `"head"`, the name of a module, or the index of a hidden state.
-        pooling: of a hidden state, or of the tokens that a module is given.
+        layer: as of `feature_layer`.
+        pooling: as of `feature_pooling`.
     """
 
     def __init__(self, model: nn.Module, layer: str, pooling: str) -> None:
@@ -80,11 +80,9 @@ class FeatureWatch:
 
     @contextmanager
     def watching(self, model: nn.Module, graph_only: bool = True) -> Iterator[None]:
-        """Watch the forward passes of a model within this context.
+        """Watch the forward passes of a model, of a compiled one its wrapper's, within this context.
 
-        Args:
-            model: the one that is called; of a compiled one the wrapper.
-            graph_only: leave out passes without gradient.
+        `graph_only` leaves out passes without gradient.
         """
         searches = self.reader is None or self._roams
         self._recorder = self._search() if searches else cast(FeatureReader, self.reader).recorder

@@ -19,12 +19,7 @@ from itra_hf.step.meeting import Cap
 
 
 class CachedStep:
-    """One optimizer step that is matched as a whole; it begins and ends with the step.
-
-    Args:
-        matching: of the run.
-        micro_batches: of the step.
-    """
+    """One optimizer step that is matched as a whole; it begins and ends with the step."""
 
     def __init__(self, matching: Matching, micro_batches: Sequence[Any]) -> None:
         self.matching, self.micro_batches = matching, list(micro_batches)
@@ -46,13 +41,8 @@ class CachedStep:
     ) -> None:
         """The features of every micro-batch, the one big loss, its weight and its gradients at the features.
 
-        The model's buffers are as before afterwards; the random state is for the second pass to restore.
-
-        Args:
-            reader: of the features.
-            compute_loss: takes a micro-batch; `take` is called within.
-            asked: the matching's weight after the ramp.
-            scale: of a gradient scaler, so that half precision does not underflow.
+        `compute_loss` takes a micro-batch, and `take` is called within. The scale of a gradient scaler keeps half
+        precision from underflow. The model's buffers are as before afterwards; `restore` does it for the random state.
         """
         self.collects, self._asked, self._scale = True, asked, scale
         try:
@@ -71,11 +61,7 @@ class CachedStep:
     def take(self, task_loss: Tensor, seen: Seen | None, labels: Any, factor: float) -> Tensor:
         """The task loss of a micro-batch in either pass; of the second, one that the cached gradient joins.
 
-        Args:
-            task_loss: scalar.
-            seen: of the forward pass; None where the features were not reached.
-            labels: as the batch held them.
-            factor: what a gradient at the features is multiplied with, as Trainer will divide it.
+        The factor is what a gradient at the features is multiplied with, since Trainer divides it.
         """
         if self.collects and seen is None:
             self.matching.skip()

@@ -52,9 +52,8 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> tuple[Tensor, T
     """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
     `odds(p) = p / (1 - p)`, and p is the mean probability of the right one of K classes; this is `(K p - 1) / (1 - p)`.
-    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no class
-    of a row do not tell, and count as a quarter of what opens the cap: numbers, several classes at once, and classes by
-    the token, which a language model shifts before it takes its loss.
+    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no class of a
+    row count as a quarter of what opens the cap: numbers, several classes at once, classes by the token.
 
     Args:
         logits: `[rows, K]`, if the model returned them.
@@ -153,9 +152,9 @@ class CollapseWatch:
                 del self._recent[:-10]
 
     def collapsed(self) -> bool:
-        """Whether the features of all steps since the last call, of its ten last ones at most, had collapsed.
+        """Whether the features of the last steps since the last call, at most ten, had collapsed.
 
-        It asks the device, so call it seldom.
+        It waits for the device, so call it seldom.
         """
         recent, self._recent = self._recent, []
         self._add_up(recent)

@@ -1,4 +1,4 @@
-"""How a micro-batch is matched, and the means that are logged."""
+"""How a micro-batch is matched."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,14 +18,9 @@ from itra_hf.step.tally import Tally
 
 
 class Matching:
-    """Matches the micro-batches of one training run, and adds up what is logged.
+    """Matches the micro-batches of one training run of an unwrapped model, and adds up what is logged.
 
-    Args:
-        args: the options.
-        own_loss: the user's matching loss, if there is one.
-        model: the model in training, unwrapped.
-        device: of the model.
-        label_name: under which a batch holds its labels.
+    A batch holds its labels under the label name; the user's own loss takes the place of the form.
     """
 
     def __init__(
@@ -58,10 +53,7 @@ class Matching:
     def begin(self, labels: Tensor | None, width: int | None, has_features: bool = True) -> None:
         """Choose the loss by the labels of the run's first batch; later calls do nothing.
 
-        Args:
-            labels: of the batch.
-            width: of the logits of a row, where it is known.
-            has_features: whether the features were found in it.
+        The width is that of a row's logits, where it is known.
 
         Raises:
             HeadNotFoundError: if `"auto"` finds no labels that it could match.
@@ -92,9 +84,6 @@ class Matching:
             labels: as the batch held them.
             divisor: what the matching loss is divided by, as Trainer will not.
             asked: the matching's weight after the ramp.
-
-        Raises:
-            HeadNotFoundError: if there is nothing to match with.
         """
         labels = self.labels_for(seen, labels)
         batches = self.gather(seen.rows.detach(), labels)
@@ -181,13 +170,7 @@ class Matching:
         return labels
 
     def finish(self, task_loss: Tensor, share: float, asked: float) -> Tensor:
-        """The loss of a micro-batch after its backward pass: the task's and the weighted matching loss.
-
-        Args:
-            task_loss: as Trainer's training step returns it.
-            share: of the micro-batch in its optimizer step.
-            asked: the matching's weight after the ramp.
-        """
+        """The task's and the weighted matching loss after the backward pass, for a share of an optimizer step."""
         loss = task_loss
         self.tally.add(share)
         for meeting, value in self.meetings:

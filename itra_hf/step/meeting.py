@@ -24,10 +24,7 @@ from itra_hf.step.guards import capped_weight
 class Cap:
     """The weight of a step: what is asked, or less where the matching's gradient would outgrow its share.
 
-    Args:
-        asked: the weight after the ramp.
-        excess: as of `guards.excess_odds`; None where no cap is kept.
-        max_ratio: as of `guards.capped_weight`.
+    The excess and the largest ratio are as of `guards.capped_weight`; without excess no cap is kept.
     """
 
     def __init__(
@@ -53,11 +50,8 @@ class Cap:
 class Meeting:
     """Adds the matching's gradient to the task's, in the backward pass of one micro-batch.
 
-    Args:
-        tensors: what the features are made of, in the task's graph.
-        gradients: of the matching loss, one for each tensor.
-        cap: decides on the weight. Of several tensors, as two heads have them, each is capped by itself: the gradient
-            at one of them passes before that at the other is known.
+    There is one gradient for each tensor of the task's graph. Of several tensors, as two heads have them, each is
+    capped by itself: the gradient at one of them passes before that at the other is known.
     """
 
     def __init__(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], cap: Cap) -> None:

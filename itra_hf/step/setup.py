@@ -93,12 +93,9 @@ def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tupl
 
 
 def check_setup(trainer: Any, rows: int, training: bool) -> None:
-    """Refuse, before anything runs, what no matching can be done with.
+    """Refuse, before anything runs, what an ITRATrainer cannot match; as training begins, `"auto"` warns of it.
 
-    Args:
-        trainer: an ITRATrainer that matches.
-        rows: of a batch of one device; of all of them, where batches are split over the ranks.
-        training: whether training begins, where `"auto"` warns of a model without a head.
+    The rows are those of a batch of one device, or of all of them where batches are split over the ranks.
     """
     args = matching_arguments(trainer.args)
     layer = str(args.feature_layer)
