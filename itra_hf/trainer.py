@@ -1,6 +1,7 @@
 """`ITRATrainer`: the Hugging Face Trainer with a matching loss between the two halves of every batch."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial, wraps
 from inspect import signature
 from typing import Any, TypedDict, Unpack, cast
@@ -127,24 +128,15 @@ class ITRATrainer(SavingTrainer):
         names, labels_of = label_names(self.label_names), partial(collated_labels, self, train_dataset)
         return class_column(train_dataset, cast(nn.Module, self.model), names, labels_of)
 
-    def _inner_training_loop(
-        self,
-        batch_size: int | None = None,
-        args: TrainingArguments | None = None,
-        resume_from_checkpoint: str | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train as Trainer does; what the matching needs begins and ends with the run, also after an exception.
-
-        A batch that does not fit the memory begins it anew under `auto_find_batch_size`, with another size.
-        """
+    @wraps(Trainer._inner_training_loop, assigned=())
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+        """Train as Trainer does; a batch too large for the memory begins the run anew under `auto_find_batch_size`."""
         self.cannot_match = False
         self.matching_form = self.matching_line = self.hardly_matched = None
         if self.matching_is_on:
             check_setup(self, batch_size or self.args.per_device_train_batch_size, training=True)
         try:
-            return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return super()._inner_training_loop(batch_size, *args, **kwargs)
         finally:
             if self._run is not None:
                 self._run.watch.close()
@@ -181,11 +173,8 @@ class ITRATrainer(SavingTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Trainer's logging of the training loss, which the means join; every rank comes by here."""
         logs = self.control.should_log and self.state.global_step > self._globalstep_last_logged
-        if self._run is not None and logs:
-            self._run.to_log = self._run.matching.tally.means()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        if self._run is not None and logs:
-            self._run.end_log()
+        with self._run.logging_means() if self._run is not None and logs else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does; its own log of the training loss holds the means of the parts, too."""

@@ -7,12 +7,12 @@ map of these, `[W1 / 2, W2 / 2]`. Heads that share an input have it once, and th
 Where a dropout stands before the head, the features are taken after it (`benchmarks/dropout.py` compares both choices).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from itra_hf.features.pooling import picked, pooled
 from itra_hf.features.reader import FeatureReader
@@ -93,9 +93,8 @@ class HeadInput(FeatureReader):
         calls = f", the mean of {len(self.modules)} calls" if len(self.modules) > 1 else ""
         return f"the input of {heads}{calls}"
 
-    @contextmanager
-    def cut(self) -> Iterator[None]:
-        """Within this context, under `torch.no_grad`, the graph begins at the head's input: body without, head with."""
+    def cutting_hooks(self) -> list[RemovableHandle]:
+        """The graph begins at the head's input."""
         leaves: dict[int, tuple[Tensor, Tensor]] = {}  # heads that share an input keep sharing it
 
         def leaf(entry: Any) -> Any:
@@ -107,10 +106,4 @@ class HeadInput(FeatureReader):
             torch.set_grad_enabled(True)
             return tuple(map(leaf, args)), {name: leaf(entry) for name, entry in kwargs.items()}
 
-        handles = [head.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for head in self.heads]
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return [head.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for head in self.heads]

@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from itra_hf.features.pooling import pooled
 from itra_hf.features.reader import FeatureReader, HeadNotFoundError
@@ -96,9 +97,8 @@ class HiddenState(FeatureReader):
         states = (_first_tensor(call.output) for call in calls)
         return tuple(state for state in states if state is not None)
 
-    @contextmanager
-    def cut(self) -> Iterator[None]:
-        """Within this context, without gradient, the graph begins at the hidden state."""
+    def cutting_hooks(self) -> list[RemovableHandle]:
+        """The graph begins at the hidden state."""
         numbers = itertools.count()
 
         def begin(module: nn.Module, args: Any, output: Any) -> Any:
@@ -109,12 +109,7 @@ class HiddenState(FeatureReader):
                 return output.detach().requires_grad_()
             return (output[0].detach().requires_grad_(), *output[1:])
 
-        handle = self.modules[0].register_forward_hook(begin, prepend=True)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            handle.remove()
+        return [self.modules[0].register_forward_hook(begin, prepend=True)]
 
     def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
         """One row per example, `[rows, d]`, of the hidden state."""

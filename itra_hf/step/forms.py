@@ -39,21 +39,8 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
     name = choose_form(args, kind)
     if name is None:
         return None
-    if kind is None and name != "marginal":
-        raise ValueError(
-            f"matching={name!r} needs labels, and the batch holds none under the model's label name; "
-            "add a label column, or take matching='marginal'"
-        )
-    if kind == "tokens" and name != "marginal":
-        raise ValueError(
-            f"matching={name!r} needs one label per row, but the labels are one per token; name a module "
-            "by feature_layer, and take matching='marginal', which matches one row for each text"
-        )
-    if name == "class_conditional" and kind != "classes":
-        raise ValueError(
-            f"matching='class_conditional' needs one integer class per row, but the labels are {kind}; "
-            "take matching='joint' or 'marginal'"
-        )
+    if name != "marginal":
+        _check_kind(name, kind)
     label_kernel = None if name == "marginal" else LABEL_KERNELS[str(kind)]
     form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths)
 
@@ -69,6 +56,25 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
         return mmd(rows, signs[len(rows)], None if of_kind is None else _without_gaps(of_kind, kind), form)
 
     return loss
+
+
+def _check_kind(form: str, kind: LabelKind | None) -> None:
+    """Refuse a form that compares labels where the batch holds none that serve."""
+    if kind is None:
+        raise ValueError(
+            f"matching={form!r} needs labels, and the batch holds none under the model's label name; "
+            "add a label column, or take matching='marginal'"
+        )
+    if kind == "tokens":
+        raise ValueError(
+            f"matching={form!r} needs one label per row, but the labels are one per token; name a module "
+            "by feature_layer, and take matching='marginal', which matches one row for each text"
+        )
+    if form == "class_conditional" and kind != "classes":
+        raise ValueError(
+            f"matching='class_conditional' needs one integer class per row, but the labels are {kind}; "
+            "take matching='joint' or 'marginal'"
+        )
 
 
 def of_own_loss(loss: MatchingLoss) -> BatchLoss:

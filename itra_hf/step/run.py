@@ -33,17 +33,25 @@ class Run:
         name = label_name(trainer.label_names)
         self.matching = Matching(self.args, trainer.matching_loss, self.model, trainer.args.device, name)
         self.watch = FeatureWatch(self.model, str(self.args.feature_layer), self.args.feature_pooling)
-        self.to_log: dict[str, float] | None = None  # the means, while Trainer logs its training loss
+        self._to_log: dict[str, float] | None = None  # the means, while Trainer logs its training loss
         self.step: CachedStep | None = None  # the optimizer step that is matched as a whole
         self._was_on, self._in_training_step, self._finds, self._has_seen = False, False, False, False
         self._warned, self._warned_of_collapse, self._has_checked = False, False, False
         self._open: AmbiguousHeadError | None = None  # which layer makes the logits
 
+    @contextmanager
+    def logging_means(self) -> Iterator[None]:
+        """Within this context Trainer logs its training loss, on every rank; new means begin after it."""
+        self._to_log = self.matching.tally.means()
+        yield
+        self._to_log = None
+        self.matching.tally.begin_means()
+
     def log(self, logs: dict[str, float]) -> None:
         """Put the means into Trainer's own log of the training loss; warn where the features have collapsed."""
-        if self.to_log is not None and "loss" in logs:
-            logs.update(self.to_log)
-            self.to_log = None
+        if self._to_log is not None and "loss" in logs:
+            logs.update(self._to_log)
+            self._to_log = None
         is_due = not self._warned_of_collapse and {"loss", "train_loss"} & set(logs)
         if is_due and self.matching.collapse.collapsed():
             self._warned_of_collapse = True
@@ -54,11 +62,6 @@ class Run:
             )
         if "train_loss" in logs:
             self._end()
-
-    def end_log(self) -> None:
-        """Begin new means after Trainer's log, on every rank."""
-        self.to_log = None
-        self.matching.tally.begin_means()
 
     def _end(self) -> None:
         """Say what the run did not do; as Trainer logs its mean loss, training is over."""
