@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -52,13 +52,10 @@ class FeatureReader(ABC):
     @contextmanager
     def cut(self) -> Iterator[None]:
         """Within this context the graph of one forward pass begins at the features."""
-        handles = self.cutting_hooks()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, torch.no_grad():
+            for hook in self.cutting_hooks():
+                hooks.enter_context(hook)  # which takes it off
+            yield
 
     def select(self, calls: Sequence[Call]) -> list[Call]:
         """The calls that are read, out of all that were noted; those that did not happen are left out."""

@@ -1,7 +1,7 @@
 """What modules are given and give in a forward pass, noted by hooks that come and go."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -26,11 +26,8 @@ class Recorder:
     Of several passes of the model only the last is kept. A graph that `torch.compile` makes breaks at the modules, so
     that the noted tensors are those that the gradient passes.
 
-    Args:
-        modules: those whose calls are noted.
-        outputs: whether their outputs are noted, too.
-        largest: calls whose input or output has more entries are left out, so that nothing is held that Trainer would
-            free.
+    Calls whose input or output has more entries than the largest are left out, so that nothing is held that Trainer
+    would free.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -60,23 +57,19 @@ class Recorder:
         `graph_only` leaves out what runs without gradient.
         """
         self.clear()
-        attached = bool(self._handles)
-        self.attach()
-        handles: list[RemovableHandle] = []
-        if model is not None:
-            handles.append(
-                model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
-            )  # before FSDP's
-            handles.append(model.register_forward_hook(self._leave))
-        self._on, self._graph_only, self.has_other_passes = model is None, graph_only, False
-        try:
-            yield self
-        finally:
-            self._on = False
-            for handle in handles:
-                handle.remove()
-            if not attached:
-                self.detach()
+        with ExitStack() as hooks:  # which takes them off
+            if not self._handles:
+                self.attach()
+                hooks.callback(self.detach)
+            if model is not None:
+                # Before a hook that shards the model.
+                hooks.enter_context(model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
+                hooks.enter_context(model.register_forward_hook(self._leave))
+            self._on, self._graph_only, self.has_other_passes = model is None, graph_only, False
+            try:
+                yield self
+            finally:
+                self._on = False
 
     def attach(self) -> None:
         """Put the hooks on the modules, once. A compiled model heeds only those put on before its first call."""

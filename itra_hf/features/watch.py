@@ -94,10 +94,7 @@ class FeatureWatch:
             self._recorder.clear()
 
     def find(self, forward: Callable[[], Any]) -> None:
-        """Find the features by an extra forward pass, after which model and random state are as they were.
-
-        A compiled model needs it, and one whose graph is to begin at the features.
-        """
+        """Find the features by an extra forward pass, after which model and random state are as they were."""
         device = next(self.model.parameters()).device
         for _ in range(2):  # a second time where the first has told how many logits there are
             watching = self.watching(self.model, graph_only=False)
