@@ -6,7 +6,7 @@ A run trains for a second or two; every finished run is a line of `--results`, s
 it was. Writes docs/collapse.md. FOLDER holds the idx files of Fashion-MNIST (Debian's `dataset-fashion-mnist` puts them
 into /usr/share/datasets/fashion-mnist); without it only the digits of scikit-learn run.
 
-What counts as collapsed and as a shortfall is told on the page itself.
+The page says what counts as collapsed and as a shortfall.
 """
 
 import argparse
@@ -55,18 +55,27 @@ SEEDS = 5
 COLLAPSED = 1e-3
 POINTS = 2.0
 
-INTRODUCTION = f"""`python benchmarks/collapse.py --fashion_mnist FOLDER`
+GUARDS_LINK = "[guards](concepts.md#collapse-and-the-two-guards)"
+INTRODUCTION = f"How often features collapse, with both {GUARDS_LINK} and without them."
+SETTING = f"""`python benchmarks/collapse.py --fashion_mnist FOLDER` trains small models in every combination of
+these:
 
-The digits of scikit-learn ({TRAIN_ROWS["digits"]} rows to train on) and Fashion-MNIST ({TRAIN_ROWS["fashion_mnist"]}
-rows, 16 x 16 pixels); a small MLP, CNN and ViT; {STEPS["mlp"]} steps of {BATCH} rows ({STEPS["vit"]} for the
-ViT), SGD with learning rate 0.1 or AdamW with
-0.001; all labels right, or 30 % of them wrong; {SEEDS} seeds. Guards `on` is `ITRAConfig` at its defaults but for the
-weight, which is whole whatever the rows; `off` means `matching_warmup_ratio=0` and `matching_max_grad_ratio=None`.
+| setting | values |
+|---|---|
+| data | {TRAIN_ROWS["digits"]:,} of scikit-learn's digits; {TRAIN_ROWS["fashion_mnist"]:,} of Fashion-MNIST, 16 x 16 |
+| model | small MLP, CNN, ViT |
+| steps of {BATCH} rows | {STEPS["mlp"]}; ViT: {STEPS["vit"]} |
+| optimizer | SGD with learning rate 0.1; AdamW with 0.001 |
+| wrong labels | none; 30 % |
+| weight | {", ".join(f"{weight:g}" for weight in WEIGHTS)}, whole for any number of rows |
+| guards | `on`: the defaults; `off`: `matching_warmup_ratio=0`, `matching_max_grad_ratio=None` |
+| seeds | {SEEDS} |
 
-A run has collapsed where the package warned of it, or where at its end the features of the test set scatter less than a
-thousandth as far as those of Trainer's runs. Its shortfall is by how many points its test accuracy lies below the mean
-of Trainer's runs in the same cell (data, model, optimizer, share of wrong labels); below zero it is a gain. Trainer's
-own seeds scatter around that mean too: its row shows how far, and the rows of ITRA are to be read beside it."""
+- **Collapsed**: the package warned of a collapse, or the features of the test set scatter less than a thousandth as far
+  as in Trainer's runs.
+- **Shortfall**: by how many points the test accuracy lies below the mean of Trainer's runs in the same cell. A cell is
+  data, model, optimizer and share of wrong labels. A negative shortfall is a gain.
+- **Trainer's row** shows how far Trainer's own seeds scatter around their mean. Compare the other rows with it."""
 
 Run = dict[str, Any]
 
@@ -261,7 +270,16 @@ def page(results: list[Run]) -> str:
             runs = [run for run in judged if key(run, "weight", "seed") == (*cell, guards)]
             names = [*cell[:3], f"{cell[3]:.0%}", {"trainer": "Trainer"}.get(guards, guards)]
             lines.append(f"| {' | '.join(names)} | {verdict(runs)} |")
-    return f"# Do the features collapse?\n\n{INTRODUCTION}\n\n" + "\n".join(lines) + "\n"
+    return f"# Do the features collapse?\n\n{INTRODUCTION}\n{result(judged)}\n\n{SETTING}\n\n" + "\n".join(lines) + "\n"
+
+
+def result(judged: list[Run]) -> str:
+    """How many runs collapsed, in one sentence."""
+    counts = {}
+    for guards in GUARDS:
+        runs = [run["collapsed"] for run in judged if run["guards"] == guards]
+        counts[guards] = f"{sum(runs)} of {len(runs)}"
+    return f"With the guards {counts['on']} runs collapsed, without them {counts['off']}."
 
 
 def main() -> None:

@@ -41,14 +41,22 @@ PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "PIL", "scipy", "sklear
 PER_CLASS, MOST_PER_CLASS, LARGEST_FILES, TOKENS = 10, 60, 20, 32
 PROSE = """# Features before or after the dropout
 
-Where an `nn.Dropout` stands before the head ([coverage.md](coverage.md) tells in which classes), the matching sees what
-the head is given, after the dropout. `python benchmarks/dropout.py` compares this rule (`after`) with features that are
-what the dropout was given (`before`), in {seeds} paired runs of each task, with torch {torch} in one thread.
+If an `nn.Dropout` is the last layer before the head, should the matching see the features before or after it? The
+package takes them after the dropout. This page compares both choices on two tasks with few labels.
 
-`digits` is a small ViT from scratch on 200 of scikit-learn's digits. `docstrings` tells of {packages} packages from
-which one the first sentence of a docstring is, with {per_class} sentences of each to learn from: over what a frozen
-MiniLM makes of them it trains what BERT has on top (a dense layer, tanh, dropout and head). ITRA is at its defaults.
-Mean and standard deviation over the runs; differences are paired, p is that of a t-test.
+| column | features |
+|---|---|
+| Trainer | no matching |
+| `after` (the rule) | what the head gets, after the dropout |
+| `before` | what the dropout gets |
+
+- `digits`: a small ViT from scratch, with 200 of scikit-learn's digits for training.
+- `docstrings`: which of {packages} packages is the first sentence of a docstring from? {per_class} training sentences
+  for each package. MiniLM is frozen. Trained on top: a dense layer, tanh, dropout and head, as in BERT.
+
+ITRA is at its defaults. The values are mean and standard deviation over {seeds} paired runs. Differences are paired,
+and p is from a t-test. `python benchmarks/dropout.py`, torch {torch}, one thread. [Coverage](coverage.md) lists the
+architectures with such a dropout.
 
 """
 Rows = list[dict[str, Any]]

@@ -47,12 +47,17 @@ FORMS: dict[str, tuple[Loss, Callable[[int], Tensor]]] = {  # our loss, and its 
 BY_HAND_MARK, MEMORY_MARK, PRODUCTS_MARK = 0.6, 3.5, {"cpu": 1.6, "cuda": 1.5}
 INTRO = """# Performance of the losses
 
-`python benchmarks/losses.py` measures the machine it runs on. A time is that of one forward and backward pass over
-float32 features of shape `[n, 768]` on each side. On a CPU it is the CPU time of one thread; on a GPU, the time between
-two CUDA events. A ratio is the median over pairs of runs: ours, and the other one right after or before it. A ratio in
-bold misses its mark.
+Time and memory of the matching losses alone, without a model. `python benchmarks/losses.py` measures your machine.
+
+| term | meaning |
+|---|---|
+| time | one forward and backward pass over float32 features of shape `[n, 768]` on each side |
+| on a CPU | CPU time of one thread |
+| on a GPU | time between two CUDA events |
+| ratio | median over pairs of runs: our loss, and the other loss right before or after it |
+| bold | the ratio misses its mark |
 """
-NO_GPU = "No GPU was at hand; `python benchmarks/losses.py --device cuda` measures one.\n"
+NO_GPU = "Not measured on a GPU yet; `python benchmarks/losses.py --device cuda` does it.\n"
 
 
 def by_hand(form: str, source: Tensor, target: Tensor, ys: Tensor, yt: Tensor) -> Tensor:
@@ -227,14 +232,14 @@ torch {raw["torch"]}, Python {raw["python"]}; `{raw["command"]}` at commit {raw[
 
 ### Against the loss written by hand
 
-Our time, and the ratio ours / by hand. By hand is one masked N x N pass under autograd. The mark is {BY_HAND_MARK}.
+Our time, and the ratio ours / by hand. "By hand" is one masked N x N pass under autograd. The mark is {BY_HAND_MARK}.
 
 {table(["n", *FORMS], hand)}
 
 ### Large batches and peers
 
-Our time, and a ratio. Two products are dense matrix products of the same shape; the mark is {mark}. A peer computes the
-marginal loss: pytorch-adapt with five bandwidths, geomloss with one. Above 1 x the peer takes longer.
+Our time, and a ratio. "Two products" are dense matrix products of the same shape; the mark is {mark}. A peer computes
+the marginal loss: pytorch-adapt with five bandwidths, geomloss with one. Above 1 x, the peer takes longer.
 
 {table(["n", *names], large)}
 

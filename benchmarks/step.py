@@ -39,14 +39,15 @@ WARM_UP, PAIRS = 2, 40
 MEMORY_STEPS = 5
 VARIANTS = ("full", "lora", "gradient_checkpointing")
 ACCUMULATED = 4
-WHAT = """CPU time and peak memory of ITRATrainer over those of Trainer. `full` trains all parameters, `lora` adapters
-alone, and `gradient_checkpointing` all of them with the activations computed twice. Quartiles are of the single pairs,
-and tell how much a step's time varies on this machine."""
-WHAT_OF_WHOLE_STEP = """`matching_scope="optimizer_step"` over plain accumulation, both under ITRATrainer."""
-WHAT_OF_OPERATIONS = """Operations of one eager step as torch dispatches them: how many ITRATrainer adds to Trainer's,
-for a tiny BERT with 8 classes. Views are left out. On a GPU each operation is a launch of 10 to 20 microseconds,
-and a fine-tuning step is often bound by launches. The numbers are the same on every machine.
-The mark is the highest number we want."""
+PURPOSE = "What a training step of ITRATrainer costs, in time and memory, against the same step of Trainer."
+WHAT = """CPU time and peak memory of ITRATrainer over those of Trainer. `full` trains all parameters, and `lora` only
+adapters. `gradient_checkpointing` trains all parameters, and computes the activations twice. The quartiles are those of
+single pairs. They show how much the time of a step varies on this machine."""
+WHAT_OF_WHOLE_STEP = """`matching_scope="optimizer_step"` against plain accumulation, both under ITRATrainer."""
+WHAT_OF_OPERATIONS = """How many operations ITRATrainer adds to one eager step of Trainer, as torch dispatches
+them, for a tiny BERT with 8 classes. Views are not counted. On a GPU each operation is a launch of 10 to 20
+microseconds, and launches often limit a fine-tuning step. The numbers are the same on every machine. The mark is the
+highest number we want."""
 PAGE = Path(__file__).parent.parent / "docs" / "performance-step.md"
 
 
@@ -185,17 +186,17 @@ def main() -> None:
 def measure_on_cpu(parts: list[str], sections: list[str]) -> None:
     """Write the page's sections anew."""
     setting = (
-        f"medians of {PAIRS} pairs of steps taken in turn, torch {torch.__version__}, one thread "
+        f"Medians of {PAIRS} pairs of steps taken in turn, torch {torch.__version__}, one thread "
         f"of {machine()}. `python benchmarks/step.py"
     )
     if "steps" in parts:
-        rows = f"MiniLM (6 layers, 384 wide), {ROWS} rows of {TOKENS} tokens, {setting} steps`"
-        sections[0] = f"# Performance of a step\n\n{rows}\n\n{WHAT}\n\n{beside_trainer()}"
+        rows = f"MiniLM (6 layers, 384 wide), {ROWS} rows of {TOKENS} tokens. {setting} steps`"
+        sections[0] = f"# Performance of a step\n\n{PURPOSE}\n\n{rows}\n\n{WHAT}\n\n{beside_trainer()}"
     if "operations" in parts:
         setting_of_counts = f"torch {torch.__version__}. `python benchmarks/step.py operations`"
         sections[1] = f"Operations\n\n{WHAT_OF_OPERATIONS} {setting_of_counts}\n\n{operations.table()}"
     if "accumulation" in parts:
-        rows = f"The same model, {ACCUMULATED} micro-batches of {ROWS // ACCUMULATED} rows, {setting} accumulation`"
+        rows = f"The same model, {ACCUMULATED} micro-batches of {ROWS // ACCUMULATED} rows. {setting} accumulation`"
         sections[2] = f"A whole optimizer step\n\n{rows}\n\n{WHAT_OF_WHOLE_STEP}\n\n{whole_step()}"
 
 

@@ -29,7 +29,7 @@ SIZES: dict[str, tuple[dict[str, int], int, int, float]] = {  # configuration, r
 WHAT = """Wall time of ITRATrainer over that of Trainer, in bfloat16. The mark is the highest ratio we want. Launches
 are the CUDA kernels that a step starts. Waits count how often the host waits for the GPU in ten steps without
 logging."""
-NO_GPU = "No GPU was at hand; `python benchmarks/step.py --device cuda` measures one."
+NO_GPU = "Not measured on a GPU yet; `python benchmarks/step.py --device cuda` does it."
 
 
 class Clock(TrainerCallback):

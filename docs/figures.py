@@ -1,4 +1,4 @@
-"""Draw the figures of the concepts page with the package itself, light and dark.
+"""Draw the figures of the first page and of the concepts page with the package itself, light and dark.
 
     python docs/figures.py
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from itra_hf import ClassPairedSampler, ITRAConfig, ITRATrainer
+from itra_hf.diagnostics import compactness
 from itra_hf.losses import marginal_mmd
 from itra_hf.pairing import split_pair
 from itra_hf.report.drawing import COLOURS, THEMES, Picture, curve, finish
+from itra_hf.report.maps import principal_axes
 from itra_hf.step import ramp
 
 FOLDER = Path(__file__).parent / "figures"
@@ -141,27 +143,73 @@ class Scatter(TrainerCallback):
             self.values.append(max(scatter, 1e-9))
 
 
-def train(cls: type[Trainer] = ITRATrainer, **options: Any) -> tuple[Scatter, list[dict[str, Any]]]:
-    """A run on 300 digits: the scatter of its features, and its log."""
-    digits = load_digits()
-    x = torch.tensor(digits.data[:300] / 16, dtype=torch.float32)
-    rows = [{"x": row, "labels": int(label)} for row, label in zip(x, digits.target[:300], strict=True)]
-    watch = Scatter(x)
+def digits(order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images and labels of scikit-learn's digits, in an order of choice."""
+    data = load_digits()
+    x, labels = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+    return (x, labels) if order is None else (x[order], labels[order])
+
+
+def fit(cls: type[Trainer], network: type[Network], x: Tensor, labels: Tensor, **options: Any) -> Trainer:
+    """A run on these rows; `callbacks` go to the trainer, all other options are arguments."""
+    rows = [{"x": row, "labels": int(label)} for row, label in zip(x, labels, strict=True)]
+    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "log_level": "error"}
+    callbacks = options.pop("callbacks", None)
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "log_level": "error",
-        }
-        options = {"max_steps": STEPS, "learning_rate": 1e-3, "logging_steps": 5} | quiet | options
-        args = ITRAConfig(folder, per_device_train_batch_size=32, matching_weight=WEIGHT, **options)
+        args = ITRAConfig(folder, per_device_train_batch_size=32, **quiet, **options)
         set_seed(0)
-        trainer = cls(Network(), args, train_dataset=rows, callbacks=[watch])
+        trainer = cls(network(), args, train_dataset=rows, callbacks=callbacks)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    return trainer
+
+
+def train(cls: type[Trainer] = ITRATrainer, **options: Any) -> tuple[Scatter, list[dict[str, Any]]]:
+    """A run on 300 digits: the scatter of its features, and its log."""
+    x, labels = (part[:300] for part in digits())
+    watch = Scatter(x)
+    options = {"max_steps": STEPS, "learning_rate": 1e-3, "logging_steps": 5, "matching_weight": WEIGHT} | options
+    trainer = fit(cls, Network, x, labels, callbacks=[watch], **options)
     return watch, trainer.state.log_history
+
+
+class Convolutions(Network):
+    """The small CNN of the evidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(128, 64), nn.ReLU()),
+        )
+
+
+def features() -> Picture:
+    """Feature maps of test rows under Trainer and ITRATrainer: the task digits-300/cnn of the evidence, one seed."""
+    x, labels = digits(torch.randperm(1797, generator=torch.Generator().manual_seed(0)))
+    settings = {"learning_rate": 0.04, "weight_decay": 0.3, "warmup_steps": 0.1, "dataloader_drop_last": True}
+    maps = {}
+    for cls in (Trainer, ITRATrainer):
+        trainer = fit(cls, Convolutions, x[:300], labels[:300], max_steps=2 * STEPS, **settings)
+        with torch.no_grad():
+            rows = trainer.model.body(x[300:])
+        ratio = compactness(rows, labels[300:])["scatter_ratio"]
+        maps[f"{cls.__name__}\nscatter ratio {ratio:.2f}"] = principal_axes(rows.numpy())[0]
+
+    def draw(figure: Figure) -> None:
+        for axes, (title, points) in zip(figure.subplots(1, 2), maps.items(), strict=True):
+            for label in range(10):
+                at = points[labels[300:] == label].T
+                axes.scatter(*at, s=5, color=COLOURS[label], alpha=0.7, linewidths=0, label=str(label))
+            axes.set(aspect="equal", adjustable="datalim", xticks=[], yticks=[])
+            axes.set_title(title, fontsize=9.5)
+        handles = axes.get_legend_handles_labels()
+        look = {"ncols": 10, "columnspacing": 0.7, "handletextpad": 0, "markerscale": 2, "fontsize": 9}
+        figure.legend(*handles, loc="outside lower center", **look)
+
+    return Picture("features", "", "", "", draw, height=2.9)
 
 
 def guards() -> Picture:
@@ -200,7 +248,7 @@ def collapse() -> Picture:
 def main(folder: Path = FOLDER) -> None:
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
-    for figure in (pair, kernel, estimators, guards, collapse):
+    for figure in (features, pair, kernel, estimators, guards, collapse):
         picture = figure()
         for theme in THEMES:
             (folder / f"{picture.name}-{theme}.png").write_bytes(picture.png(theme))

@@ -104,12 +104,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     scores = trainer.evaluate()
     trainer.save_state()
-    report = write_report(str(args.output_dir))
+    if trainer.is_world_process_zero():
+        write_report(str(args.output_dir))  # first, so that the card shows its picture
     trainer.save_model()
     (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)(
         dataset=script.dataset_name or "scikit-learn digits"
     )
-    print(f"Accuracy {scores['eval_accuracy']:.2%} on {len(test)} images. {report} shows the run.")
+    print(
+        f"Accuracy {scores['eval_accuracy']:.2%} on {len(test)} images. Model and report.html are in {args.output_dir}."
+    )
     return scores
 
 

@@ -88,8 +88,7 @@ def load_model(name: str, num_labels: int) -> tuple[Any, Any]:
     """The decoder with a new head and adapters in its linear layers, which alone are trained, and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    head = {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-    base = AutoModelForSequenceClassification.from_pretrained(name, **head)
+    base = AutoModelForSequenceClassification.from_pretrained(name, num_labels=num_labels, ignore_mismatched_sizes=True)
     base.config.pad_token_id = tokenizer.pad_token_id  # a decoder classifies its last token that is no padding
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
     return get_peft_model(base, lora), tokenizer

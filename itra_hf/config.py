@@ -125,39 +125,39 @@ class MatchingArguments:
 class ITRAConfig(MatchingArguments, TrainingArguments):
     """`transformers.TrainingArguments` with the options of In-Training Representation Alignment.
 
-    Every default of `TrainingArguments` stays as it is; only the fields below are added.
+    Every default of `TrainingArguments` stays as it is; this class only adds the fields below.
 
     What is matched:
-        matching: `"auto"` (default) takes `"class_conditional"` for single-label classification and `"joint"` for
-            multi-label classification and regression; a model without a classification head then trains as under
+        matching: `"auto"` (default) takes `"class_conditional"` for single-label classification, and `"joint"` for
+            multi-label classification and regression. A model without a classification head then trains as under
             `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
-            raise where it cannot be had. `"none"` is Trainer, bit for bit.
+            raise if it cannot be had. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
-        matching_full_weight_rows: training rows for every epoch of the run up to which that factor is whole, default
-            250, so 2,500 rows in ten epochs; beyond it falls as 1 / rows, since many rows in few epochs need less of a
-            regulariser. Less than an epoch, or a dataset without length (streaming), counts as one epoch of the rows of
-            all steps. As many as the training set has switch this off.
+        matching_full_weight_rows: default 250. Above `250 x epochs` training rows, the weight is multiplied by
+            `250 x epochs / rows`. Less than an epoch, or a dataset without length (streaming), counts as one epoch of
+            the rows of all steps. Set it to the number of training rows to switch this off.
         pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
-            the same classes, and spreads these couples evenly over the epoch; `"random"` leaves the order to Trainer.
-            A warning tells where the first batches hold few such couples, and why.
+            the same classes. These couples are spread evenly over the epoch. `"random"` leaves the order to Trainer.
+            A warning says so, and why, if the first batches hold few such couples.
         feature_layer: `"head"` (default) is the input of the classifier, which is found in the first step. The name of
-            a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module;
-            one that is called `head` is meant by `".head"`.
-            An index takes that hidden state, 0 being the embeddings and -1 the last.
+            a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module.
+            For a module that is called `head`, write `".head"`. An index takes that hidden state: 0 is the embeddings,
+            -1 the last.
         feature_pooling: how the tokens of a hidden state become one row per example: `"mean"` (default), `"first"` or
             `"last"` of the attended ones. The head's input needs no pooling. `"auto"` means `"mean"`, with a warning;
             the next release will not take it.
-        gather_features: match the features of all ranks (default), or of each rank apart.
-        matching_scope: under gradient accumulation, match within each `"micro_batch"` (default) or across the whole
-            `"optimizer_step"`, as if it were one batch: a third to a half more time, the memory of one micro-batch.
+        gather_features: match the features of all ranks (default), or of each rank alone.
+        matching_scope: under gradient accumulation, match within each `"micro_batch"` (default), or across the whole
+            `"optimizer_step"` as one batch. The latter takes a third to a half more time, and the memory of one
+            micro-batch.
 
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
-        matching_max_grad_ratio: the matching's gradient at the features is scaled down to this share of the
-            task's, default 1.0, once the odds of the right class are 41 times those of a guess (of ten classes it then
-            has 82 %, of two 98 %). Before, the cap is tighter, in proportion to how far these odds lie above a guess's;
-            where labels are no classes it is a quarter of that share. `None` (on a command line: `inf`) switches it
-            off.
+        matching_max_grad_ratio: cap on the matching's gradient at the features, as a share of the task's, default 1.0.
+            The cap is tighter while the model learns, in proportion to how far the odds of the right class exceed
+            those of a guess. It is fully open at odds 41 times those of a guess: 82 % for the right one of ten
+            classes, 98 % of two. If labels are no classes, the cap is a quarter of that share. `None` (on a command
+            line: `inf`) switches the cap off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, at most 15, default 5.

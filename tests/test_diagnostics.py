@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from itra_hf.diagnostics import CompactnessStream, compactness, mode_separation
+from itra_hf.diagnostics import class_scatter, compactness, mode_separation
+from itra_hf.diagnostics.scatter import _sample
 
 
 def scatter_matrices(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,80 +170,35 @@ class TestDegenerate:
         assert result["silhouette"] < 0
 
 
-class TestStream:
-    @pytest.mark.parametrize("batch", [1, 7, 60])
-    def test_batches_give_what_all_rows_give_at_once(self, sample, batch):
+class TestClassScatter:
+    def test_is_the_variance_of_each_class_over_the_scatter_between_all(self, sample):
         features, labels = sample
-        stream = CompactnessStream()
-        for start in range(0, 60, batch):
-            stream.update(features[start : start + batch], labels[start : start + batch])
-        assert stream.compute() == pytest.approx(compactness(features, labels), rel=1e-9)
+        between = compactness(features, labels)["between_scatter"]
+        expected = {c: features[labels == c].var(0).sum() / between for c in range(4)}
+        assert class_scatter(features, labels) == pytest.approx(expected, rel=1e-9)
 
-    def test_scatter_of_each_class(self, sample):
-        features, labels = sample
-        stream = CompactnessStream()
-        stream.update(features[:30], labels[:30])
-        stream.update(features[30:], labels[30:])
-        expected = {c: features[labels == c].var(0).sum() for c in range(4)}
-        assert stream.class_scatter() == pytest.approx(expected, rel=1e-9)
-        between = stream.compute()["between_scatter"]
-        relative = {name: scatter / between for name, scatter in expected.items()}
-        assert stream.class_scatter(relative=True) == pytest.approx(relative, rel=1e-9)
+    def test_of_one_class_or_no_rows_there_is_none(self):
+        assert class_scatter(torch.ones(3, 2), [1, 1, 1]) == class_scatter(torch.zeros(0, 2), np.zeros(0, int)) == {}
 
-        assert CompactnessStream().class_scatter(relative=True) == {}
 
-    def test_memory_does_not_grow_with_the_rows(self):
-        stream, rng = CompactnessStream(sample_size=50), np.random.default_rng(0)
-
-        def numbers_held():
-            return sum(
-                t.numel()
-                for v in vars(stream).values()
-                for t in (v if isinstance(v, tuple) else [v])
-                if isinstance(t, torch.Tensor)
-            )
-
-        held = []
-        for _ in range(20):
-            stream.update(rng.normal(size=(100, 300)), rng.integers(0, 5, 100))
-            held.append(numbers_held())
-        assert held[0] == held[-1] < (5 + 50) * (300 + 4)
-
-    def test_nc1_of_a_sample_comes_close(self):
+class TestSample:
+    def test_the_silhouette_of_a_sample_comes_close(self):
         rng = np.random.default_rng(0)
         labels = np.arange(6000) % 3
         features = rng.normal(size=(6000, 5)) + 2 * np.eye(3, 5)[labels]
-        stream = CompactnessStream(sample_size=1000)
-        for part in range(0, 6000, 500):
-            stream.update(features[part : part + 500], labels[part : part + 500])
-        streamed, exact = stream.compute(), compactness(features, labels)
-        assert streamed["nc1"] == pytest.approx(exact["nc1"], rel=0.1)
-        for name in ("within_scatter", "between_scatter", "class_mean_separation"):
-            assert streamed[name] == pytest.approx(exact[name], rel=1e-9)
+        few, all_ = (compactness(features, labels, sample_size=size) for size in (1000, 6000))
+        assert few["silhouette"] != all_["silhouette"]
+        assert few["silhouette"] == pytest.approx(all_["silhouette"], rel=0.1)
+        assert few | {"silhouette": 0} == all_ | {"silhouette": 0}
 
-    def test_the_sample_is_uniform(self):
-        stream = CompactnessStream(sample_size=1000)
-        for part in torch.arange(10000.0).split(64):
-            stream.update(part[:, None], torch.zeros(len(part), dtype=torch.long))
-        _, rows, _ = stream._sample
-        assert len(rows.unique()) == 1000
-        assert float(rows.mean()) == pytest.approx(5000, abs=3 * 2887 / 1000**0.5)
+    def test_is_uniform(self):
+        drawn = _sample(10000, 1000).double()
+        assert len(drawn.unique()) == 1000
+        assert float(drawn.mean()) == pytest.approx(5000, abs=3 * 2887 / 1000**0.5)
 
-    def test_one_class_so_far_is_refused_until_there_are_two(self):
-        stream = CompactnessStream()
-        with pytest.raises(ValueError, match="0 class in 0 rows"):
-            stream.compute()
-        stream.update([[1.0], [2.0]], [0, 0])
-        with pytest.raises(ValueError, match="1 class in 2 rows"):
-            stream.compute()
-        stream.update([[3.0], [4.0]], [1, 1])
-        assert stream.compute()["scatter_ratio"] == pytest.approx(1 / 4)
-
-    def test_batches_of_another_width_are_refused(self):
-        stream = CompactnessStream()
-        stream.update(torch.zeros(2, 3), [0, 1])
-        with pytest.raises(ValueError, match="4 dimensions do not fit those before, 3"):
-            stream.update(torch.zeros(2, 4), [0, 1])
+    def test_of_no_rows_is_refused(self):
+        with pytest.raises(ValueError, match="sample_size=0 must be at least 1"):
+            compactness(torch.ones(2, 1), [0, 1], sample_size=0)
 
 
 class TestModeSeparation:

@@ -289,7 +289,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert not re.search(r"(/tmp|/home|/root|stderr)", kept)
 
 
-def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
+def test_figures_are_those_of_the_pages(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
@@ -297,5 +297,18 @@ def test_figures_are_those_of_the_page(tmp_path, monkeypatch):
     figures.main(tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {path.name for path in (ROOT / "docs/figures").iterdir()}
-    page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    assert made == set(re.findall(r"figures/(\S+\.png)", page))
+    shown = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "concepts.md"))
+    assert made == set(re.findall(r"figures/(\S+\.png)", shown))
+
+
+def test_links_of_the_readme_work_on_pypi():
+    """The build replaces what leads to a file of the repository by its address."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
+    for each in options["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert len(files) > 5
+    assert all((ROOT / file).exists() for file in files)
+    assert re.findall(r"\]\((?!https?://)", text) == []
+    assert "/raw/main/docs/evidence.png)" in text

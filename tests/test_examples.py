@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Trainer,
+    TrainerCallback,
 )
 
 NAMES = ["text_classification", "image_classification", "audio_classification", "lora_decoder"]
@@ -30,6 +31,7 @@ def run(name: str, folder: Path, *words: str) -> dict[str, float]:
 @pytest.mark.parametrize("name", NAMES)
 def test_matching_none_is_the_run_of_trainer(name, tmp_path, monkeypatch):
     example = tiny.load_example(name)
+    monkeypatch.setattr(example, "ITRADiagnosticsCallback", TrainerCallback, raising=False)  # takes long
     flags = [*QUIET, "--max_steps", "4", "--output_dir", str(tmp_path)]
     none, itra = (example.main([*flags, "--matching", form])["eval_loss"] for form in ("none", "marginal"))
     monkeypatch.setattr(example, "ITRATrainer", Trainer)
@@ -66,6 +68,7 @@ def test_image_learns_and_saves_a_model_and_a_report(tmp_path, capsys):
         logits = model(**AutoImageProcessor.from_pretrained(tmp_path)(pictures, return_tensors="pt")).logits
     assert np.mean(logits.argmax(-1).numpy() == rows["labels"][:]) == pytest.approx(scores["eval_accuracy"], abs=0.1)
     assert "scatter" in (tmp_path / "report.html").read_text()
+    assert "features.png" in (tmp_path / "README.md").read_text()
     check_saved(tmp_path, scores, capsys.readouterr().out)
 
 
@@ -93,8 +96,8 @@ def test_the_pitch_of_a_sound_moves_as_its_class_says():
 
 
 def test_lora_saves_adapters_and_head_that_load_again(tmp_path, capsys):
-    scores = run("lora_decoder", tmp_path, "--max_steps", "80")
-    assert scores["eval_accuracy"] > 0.5  # chance is 1/4
+    scores = run("lora_decoder", tmp_path, "--max_steps", "100")
+    assert scores["eval_accuracy"] > 0.75  # chance is 1/4, and 1/2 for one of the two things
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B", "score"}
     model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=4).eval()

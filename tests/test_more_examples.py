@@ -64,10 +64,10 @@ def test_text_of_other_columns(tmp_path):
 
 @pytest.mark.parametrize(("splits", "rows"), [(("train",), 8), (("train", "test"), 40)])
 def test_a_fifth_is_held_out_where_no_split_is_for_it(tmp_path, splits, rows):
-    save_texts(tmp_path, "text", "label", splits)
+    save_texts(tmp_path / "data", "text", "label", splits)
     for name in ("text_classification", "lora_decoder"):
         example = tiny.load_example(name)
-        train, test = example.load_splits(example.ScriptArguments(dataset_name=str(tmp_path)), seed=0)
+        train, test = example.load_splits(example.ScriptArguments(dataset_name=str(tmp_path / "data")), seed=0)
         assert (len(train), len(test)) == (40 if rows == 40 else 32, rows)
 
 

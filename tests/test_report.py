@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 
 from itra_hf import report
 from itra_hf.command import cli
-from itra_hf.diagnostics import CompactnessStream, ITRADiagnosticsCallback, compactness
+from itra_hf.diagnostics import ITRADiagnosticsCallback, compactness
 from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.report.class_pictures import class_pictures
 from itra_hf.report.comparison_pictures import difference_picture
@@ -295,9 +295,7 @@ def test_class_means_that_differ_by_rounding_alone_have_no_scatter_to_compare_wi
     rows = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     saved = {"features": np.concatenate([rows, np.nextafter(rows, np.float32(9))]), "labels": np.arange(8) // 4}
     assert class_scatters(saved | {"names": saved["labels"].astype(str)}) == {}
-    stream = CompactnessStream()
-    stream.update(saved["features"], saved["labels"])
-    assert stream.compute()["scatter_ratio"] == float("inf")
+    assert compactness(saved["features"], saved["labels"])["scatter_ratio"] == float("inf")
 
 
 def test_of_many_classes_the_widest_are_shown_in_two_pictures(tmp_path):
@@ -364,6 +362,17 @@ def test_a_comparison_shows_runs_differences_and_both_maps(tmp_path):
     assert {path.stem for path in (tmp_path / "report").glob("*.png")} >= {"map-Trainer", "map-ITRATrainer", "pairs"}
     assert (tmp_path / "comparison.png").exists()
     assert report.main([str(tmp_path)]) == page
+
+
+def test_further_arms_leave_the_maps_of_both_trainers(tmp_path):
+    path = comparison(tmp_path)
+    content = json.loads(path.read_text())
+    content["runs"] += [run | {"trainer": "Trainer with x=1", "folder": "arm-seed-2"} for run in content["runs"][2:3]]
+    path.write_text(json.dumps(content))
+    for folder in ("Trainer-seed-2", "ITRATrainer-seed-2", "arm-seed-2"):
+        many_classes(tmp_path / folder, number=5)
+    report.write_comparison(path)
+    assert {path.stem for path in (tmp_path / "report").glob("map-*")} == {"map-Trainer", "map-ITRATrainer"}
 
 
 def test_a_comparison_that_was_cut_off_after_one_run_has_a_report(tmp_path):

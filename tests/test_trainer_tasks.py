@@ -235,7 +235,7 @@ def test_token_classification_trains_as_under_trainer_and_a_form_asked_for_is_re
         run.train()
         weights.append(tiny.weights(run.model))
     assert torch.equal(*weights)
-    with pytest.raises(ValueError, match=r"one per token; take matching='marginal' with feature_layer=-1"):
+    with pytest.raises(ValueError, match="per token; name a module by feature_layer, and take matching='marginal'"):
         tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="class_conditional").train()
     run = tiny.trainer(tmp_path, start, rows, ITRATrainer, keywords, matching="marginal", feature_layer=-1)
     run.train()

@@ -4,12 +4,12 @@ from itra_hf.diagnostics.callback import ITRADiagnosticsCallback
 from itra_hf.diagnostics.gradients import gradient_scatter, over_adaptation
 from itra_hf.diagnostics.metric import Compactness
 from itra_hf.diagnostics.modes import mode_separation
-from itra_hf.diagnostics.scatter import CompactnessStream, compactness
+from itra_hf.diagnostics.scatter import class_scatter, compactness
 
 __all__ = [
     "Compactness",
-    "CompactnessStream",
     "ITRADiagnosticsCallback",
+    "class_scatter",
     "compactness",
     "gradient_scatter",
     "mode_separation",

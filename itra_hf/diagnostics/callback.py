@@ -20,41 +20,45 @@ MEASURES = ("compactness", "gradient_scatter", "over_adaptation")
 
 
 class ITRADiagnosticsCallback(TrainerCallback):
-    """Measures a run as it trains, logs it like any metric, and changes not one bit of the training.
+    """Measures a run as it trains, logs the measures like any metric, and changes not one bit of the training.
 
-    One measurement is made before the first step and one after the last (none after a run that stops early and loads
-    its best checkpoint); between them, one every `every` steps or at each evaluation. `evaluate()` returns its figures
-    too, so that `metric_for_best_model` can name one of the features'; then each evaluation is measured, however long
-    it takes. Under `itra_hf.ITRATrainer` it is enough to put the callback into `callbacks=[...]`; under another Trainer
-    it has to be told whose it is:
+    There is one measurement before the first step and one after the last. Between them there is one every `every`
+    steps, or at each evaluation. A run that stops early and loads its best checkpoint has none after the last step.
+
+    `evaluate()` returns the measures too, so that `metric_for_best_model` can name one. Then each evaluation is
+    measured, however long this takes. Under `itra_hf.ITRATrainer`, put the callback into `callbacks=[...]`. Another
+    Trainer must be named:
 
         trainer.add_callback(ITRADiagnosticsCallback(trainer=trainer))
 
-    Logged, with the prefix `eval_` (`train_` where there is no evaluation set) for what is measured on features:
+    Logged are the following. What is measured on features has the prefix `eval_`, or `train_` without an evaluation
+    set.
 
     - `compactness`: the measures of `itra_hf.diagnostics.compactness`;
-    - with `modes`: those of `mode_separation`;
-    - `gradient_scatter`: those of that function, on `num_batches` mini-batches of the training set;
-    - `over_adaptation`: those of that function, means over pairs of these mini-batches. Each trial step is on the task
-      loss alone, from the present weights and optimizer state; nothing is logged while the learning rate is 0;
-    - `diagnostics_share`: the share of the run's time so far that measuring has taken, without the first and the last.
+    - with `modes`: the measures of `mode_separation`;
+    - `gradient_scatter`: the measures of that function, on `num_batches` mini-batches of the training set;
+    - `over_adaptation`: the measures of that function, as means over pairs of these mini-batches. Each trial step is
+      on the task loss alone, from the present weights and optimizer state. Nothing is logged while the learning rate
+      is 0;
+    - `diagnostics_share`: the share of the run's time so far that measuring has taken, without the first and the
+      last measurement.
 
-    What the report needs is left in the folder `_diagnostics` of `output_dir`, which Trainer does not push to the Hub,
-    and the run's log in its `trainer_state.json`. All ranks measure the same rows; models whose parameters are sharded
-    over ranks can have `compactness` alone.
+    The folder `_diagnostics` of `output_dir` keeps what the report needs; Trainer does not push it to the Hub. The
+    run's log is in its `trainer_state.json`. All ranks measure the same rows. If a model's parameters are sharded over
+    ranks, only `compactness` can be measured.
 
     Args:
         measures: of `"compactness"`, `"gradient_scatter"` and `"over_adaptation"`.
         every: steps between measurements; None (default) measures at each evaluation.
-        dataset: rows whose features are measured; None is the evaluation set (of several the first), or else the
-            training set.
-        modes: the sub-class of every row of that data set, of which the training knows nothing.
+        dataset: the rows to measure features on. None is the evaluation set (the first of several), or without one
+            the training set.
+        modes: the sub-class of every row of that data set. Training does not see it.
         max_rows: features of at most this many rows, drawn once.
         num_batches: mini-batches for the gradients, drawn once.
-        max_share: measuring takes at most this share of the run's time: a measurement is passed over where it would
-            take more. The first and the last are made in any case, and do not count.
+        max_share: measuring takes at most this share of the run's time. A measurement that would take more is passed
+            over. The first and the last are made in any case, and do not count.
         seed: of the draws, which leave the global random state alone.
-        trainer: whose callback this is; `ITRATrainer` fills it in.
+        trainer: the trainer to measure; `ITRATrainer` fills it in.
 
     Raises:
         ValueError: for a value outside its range; when training begins, where the trainer is not known, or where rows

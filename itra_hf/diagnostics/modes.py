@@ -13,16 +13,16 @@ def mode_separation(
 ) -> dict[str, float]:
     """How well sub-classes (modes) that the training never saw can be told apart by their nearest neighbours.
 
-    Each row's mode is guessed as the commonest among its `neighbours` nearest other rows (of its own class, where
-    classes are given), and
+    Each row's mode is predicted as the most common one among its `neighbours` nearest other rows. If classes are given,
+    these are rows of its own class. Then
 
         mode_accuracy   = share of right guesses                            (leave-one-out kNN)
         mode_chance     = share of right guesses of each class's commonest mode
         mode_separation = (mode_accuracy - mode_chance) / (1 - mode_chance)
 
-    so that 1 is perfectly apart, and 0 no better than without features. Say the classes are "animal" and "vehicle",
-    and the modes cat, dog, car and ship: a loss that pulls each class to one point loses them, one that pulls near
-    neighbours together keeps them.
+    so that 1 is perfectly apart, and 0 no better than without features. For instance, the classes are "animal" and
+    "vehicle", and the modes are cat, dog, car and ship. A loss that pulls each class to one point loses the modes. A
+    loss that pulls near neighbours together keeps them.
 
     Args:
         features: `[n, d]`.

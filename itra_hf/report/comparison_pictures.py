@@ -66,7 +66,8 @@ def map_pictures(content: dict[str, Any], folder: Path) -> tuple[list[Picture], 
     """The maps after training of the first seed whose runs saved their features, and the legend of the classes."""
     for seed in dict.fromkeys(entry["seed"] for entry in content["runs"]):
         runs = {entry["trainer"]: _run(folder, entry) for entry in content["runs"] if entry["seed"] == seed}
-        saved = {trainer: run.after for trainer, run in runs.items() if run is not None and run.after is not None}
+        found = {trainer: runs.get(trainer) for trainer in SIDES}
+        saved = {trainer: run.after for trainer, run in found.items() if run is not None and run.after is not None}
         if len(saved) == len(SIDES):
             pictures = [
                 pca_map(saved[trainer], f"map-{trainer}", f"{trainer}, seed {seed}, after training")

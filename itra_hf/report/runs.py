@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from itra_hf.diagnostics import CompactnessStream
+from itra_hf.diagnostics import class_scatter
 from itra_hf.diagnostics.saved_run import SavedRun
 from itra_hf.files import reading
 from itra_hf.hub.checkpoints import STATE, last_whole_checkpoint
@@ -81,10 +81,8 @@ class Run:
 
 def class_scatters(saved: dict[str, np.ndarray]) -> dict[str, float]:
     """The scatter within each class over the scatter between all classes, by the class's name."""
-    stream = CompactnessStream(sample_size=1)
-    stream.update(saved["features"], saved["labels"])
     names = dict(zip(saved["labels"].tolist(), saved["names"].tolist(), strict=True))
-    return {names[label]: scatter for label, scatter in stream.class_scatter(relative=True).items()}
+    return {names[label]: scatter for label, scatter in class_scatter(saved["features"], saved["labels"]).items()}
 
 
 def _finite_rows(saved: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:

@@ -33,8 +33,8 @@ def ramp(step: int, max_steps: int, warmup_ratio: float) -> float:
 def share_for_rows(rows: int, epochs: float, full_weight_rows: int) -> float:
     """The share of the weight that many training rows leave: `min(1, full_weight_rows * epochs / rows)`.
 
-    As in ridge regression or with a prior: beside the mean loss over n rows, a belief of a fixed strength weighs 1 / n.
-    And a run of few epochs over-adapts less to its rows, so less has to hold against that.
+    As in ridge regression: a fixed prior weighs 1 / n against the mean loss over n rows. And a run of few epochs
+    over-adapts less to its rows, so it needs less of a regulariser.
 
     Args:
         rows: that the run sees.
@@ -52,8 +52,9 @@ def excess_odds(logits: Tensor | None, labels: Tensor | None) -> tuple[Tensor, T
     """How far the odds of the right class lie above those of a guess: `odds(p) / odds(1/K) - 1`.
 
     `odds(p) = p / (1 - p)`, and p is the mean probability of the right one of K classes; this is `(K p - 1) / (1 - p)`.
-    It is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no class of a
-    row count as a quarter of what opens the cap: numbers, several classes at once, classes by the token.
+    The excess is 0 for a model that guesses, and without bound for one that is sure and right. Labels that are no class
+    of a row do not show how much is learned; they count as a quarter of what opens the cap. Such labels are numbers,
+    several classes at once, and classes of tokens, which a language model shifts before it takes its loss.
 
     Args:
         logits: `[rows, K]`, if the model returned them.
