@@ -35,7 +35,7 @@ class Run:
         self.watch = FeatureWatch(self.model, str(self.args.feature_layer), self.args.feature_pooling)
         self._to_log: dict[str, float] | None = None  # the means, while Trainer logs its training loss
         self.step: CachedStep | None = None  # the optimizer step that is matched as a whole
-        self._was_on, self._in_training_step, self._finds, self._has_seen = False, False, False, False
+        self._was_on, self._in_training_step, self._has_seen = False, False, False
         self._warned, self._warned_of_collapse, self._has_checked = False, False, False
         self._open: AmbiguousHeadError | None = None  # which layer makes the logits
 
@@ -130,7 +130,7 @@ class Run:
     @property
     def is_at_work(self) -> bool:
         """Whether a loss that is computed now is one of a training step; others are Trainer's alone."""
-        return self._in_training_step and not self._finds and (self._collects or torch.is_grad_enabled())
+        return self._in_training_step and (self._collects or torch.is_grad_enabled())
 
     def compute_loss(
         self,
@@ -146,8 +146,8 @@ class Run:
         self.watch.patient = self.trainer.state.global_step < PATIENCE
         if compiled and self.watch.reader is None:
             self._find_in_compiled(compute_loss, model, inputs, num_items_in_batch)
-        if self.watch.reader is None and compiled:  # refused
-            return compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            if self.watch.reader is None:  # refused
+                return compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         with self.watch.watching(model if compiled else self.model, graph_only=not self._collects):
             result = compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
             loss = self._matched(result[0] if return_outputs else result, labels, num_items_in_batch)
@@ -217,13 +217,11 @@ class Run:
         self.watch.keep_hooks()
 
     def _find(self, forward: Callable[[], Any]) -> None:
-        """Find the features by an extra forward pass."""
-        self._finds = True
-        try:
-            with self._or_else_unmatched():
-                self.watch.find(forward)
-        finally:
-            self._finds = False
+        """Find the features by an extra forward pass, which is no part of the training step."""
+        self._in_training_step = False
+        with self._or_else_unmatched():
+            self.watch.find(forward)
+        self._in_training_step = True
 
     @contextmanager
     def _or_else_unmatched(self) -> Iterator[None]:
