@@ -94,7 +94,7 @@ class ITRATrainer(SavingTrainer):
         self.matching_form: str | None = None  # that training took, once it has begun
         self.matching_line: str | None = None  # that tells what it matches, on the main process
         self.hardly_matched: str | None = None  # the reason, where the last run was hardly matched; there, too
-        self.cannot_match = False  # the last run, for a reason that a warning told
+        self.cannot_match = False  # the last run, for the reason in a warning
         self.row_order: Pairing | None = None  # of the training data loader, under pairing="class"
         self._run: Run | None = None
         if self.matching_is_on:

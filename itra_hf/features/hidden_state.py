@@ -84,9 +84,7 @@ class HiddenState(FeatureReader):
         found = next((call for call, tensor in reversed(fits) if torch.equal(tensor.to(state.dtype), state)), None)
         if found is None:
             raise HeadNotFoundError(f"no module of {name} gives its hidden state {layer}; take another feature_layer")
-        own = [call for call in seen.calls if call.module is found.module]
-        index = None if len(own) == 1 else next(number for number, call in enumerate(own) if call is found)
-        return cls(found.module, pooling, index)
+        return cls(found.module, pooling, seen.index(found))
 
     def describe(self, names: Mapping[nn.Module, str]) -> str:
         """The module by name, and how its output is pooled."""

@@ -90,6 +90,11 @@ class Recorder:
         """Forget what was noted."""
         self.calls, self.inputs, self.outputs = [], None, None
 
+    def index(self, call: Call) -> int | None:
+        """Which of its module's calls one is, counted from 0; None if it is the only one."""
+        own = [each for each in self.calls if each.module is call.module]
+        return own.index(call) if len(own) > 1 else None
+
     @property
     def mask(self) -> Tensor | None:
         """The attention mask that the model was given, `[rows, tokens]`."""

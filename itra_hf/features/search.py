@@ -114,7 +114,7 @@ def refuse_multiple_choice(model: nn.Module) -> NoReturn:
 
 
 def _one_way(model: nn.Module, heads: Sequence[HeadInput], seen: Recorder, patient: bool) -> HeadInput:
-    """The first of several ways from one layer to the logits, once a batch has told them apart if it may."""
+    """The first of several ways from one layer to the logits, unless they differ and another batch may decide."""
     if patient and any(head.differs_from(heads[0], seen) for head in heads[1:]):
         raise AmbiguousHeadError(
             f"{type(model).__name__} makes its logits of the outputs of {listed(model, heads[0].heads)} in several "
@@ -128,30 +128,22 @@ def _explanations(seen: Recorder, logits: Tensor, place: Any) -> list[HeadInput]
     if logits.ndim != 2:
         return []
     logits = logits.detach()
-    made = [(call.module, call.output.detach()) for call in seen.calls if isinstance(call.output, Tensor)]
-    modules = [module for module, _ in made]
+    made = [call for call in seen.calls if isinstance(call.output, Tensor)]
+
+    def way(calls: Sequence[Call], pooling: str) -> HeadInput:
+        return HeadInput(tuple(call.module for call in calls), pooling, tuple(map(seen.index, calls)), place)
+
     found = []
-    for module in dict.fromkeys(modules[::-1]):
-        own = [output for each, output in made if each is module]
+    for module in dict.fromkeys(call.module for call in reversed(made)):
+        own = [call for call in made if call.module is module]
         if len(own) > 1 and _is_mean(own, logits):
-            found.append(HeadInput((module,) * len(own), "row", tuple(range(len(own))), place))
-        for number, output in reversed(list(enumerate(own))):
-            index = None if len(own) == 1 else number
-            found += [HeadInput(module, pooling, (index,), place) for pooling in _poolings(output, logits, seen.mask)]
-    if found:
-        return found
-    fits = [number for number, (_, output) in enumerate(made) if output.shape == logits.shape]
-    pairs = [pair for pair in combinations(fits, 2) if _is_mean([made[number][1] for number in pair], logits)]
-    return [
-        HeadInput(tuple(modules[n] for n in pair), "row", tuple(_call_index(modules, n) for n in pair), place)
-        for pair in pairs
-    ]
-
-
-def _call_index(modules: Sequence[nn.Module], number: int) -> int | None:
-    """Of modules in the order of their calls, which of its own calls one is; None if it is the only."""
-    module = modules[number]
-    return None if modules.count(module) == 1 else modules[:number].count(module)
+            found.append(way(own, "row"))
+        for call in reversed(own):
+            found += [way([call], pooling) for pooling in _poolings(call.output.detach(), logits, seen.mask)]
+    if not found:
+        fits = [call for call in made if call.output.shape == logits.shape]
+        found = [way(pair, "row") for pair in combinations(fits, 2) if _is_mean(pair, logits)]
+    return found
 
 
 def _poolings(output: Tensor, logits: Tensor, mask: Tensor | None) -> list[str]:
@@ -166,10 +158,11 @@ def _poolings(output: Tensor, logits: Tensor, mask: Tensor | None) -> list[str]:
     return ["picked"] * bool(is_picked) + ["mean"] * _is_close(masked_mean(output, mask), logits)
 
 
-def _is_mean(outputs: Sequence[Tensor], logits: Tensor) -> bool:
-    """Whether the logits are the mean of several outputs of a head, or of two heads."""
+def _is_mean(calls: Sequence[Call], logits: Tensor) -> bool:
+    """Whether the logits are the mean of the outputs of several calls of a head, or of two heads."""
+    outputs = [call.output.detach() for call in calls]
     same_shape = all(output.shape == logits.shape for output in outputs)
-    return same_shape and _is_close(torch.stack(tuple(outputs)).mean(0), logits)
+    return same_shape and _is_close(torch.stack(outputs).mean(0), logits)
 
 
 def _is_close(average: Tensor, logits: Tensor) -> bool:

@@ -57,8 +57,8 @@ class FeatureWatch:
     """Watches the training forward passes of a model, one `watching` each, and leaves no hook behind.
 
     As long as the features are not known, every layer that could make them is watched; then only those that do. A
-    forward pass in which they are not reached (another head for each task, a head that was replaced) goes without, and
-    from then on every pass is looked at anew.
+    forward pass may not reach them: with another head for each task, or with a head that was replaced. Such a pass has
+    no features, and from then on every pass is searched anew.
 
     Args:
         model: unwrapped.
@@ -96,7 +96,7 @@ class FeatureWatch:
     def find(self, forward: Callable[[], Any]) -> None:
         """Find the features by an extra forward pass, after which model and random state are as they were."""
         device = next(self.model.parameters()).device
-        for _ in range(2):  # a second time where the first has told how many logits there are
+        for _ in range(2):  # the second time, if the first has only shown how many logits there are
             watching = self.watching(self.model, graph_only=False)
             if self.reader is None:
                 with kept_random_state(device), kept_buffers(self.model), torch.no_grad(), watching:
@@ -135,7 +135,7 @@ class FeatureWatch:
 
     @property
     def width(self) -> int | None:
-        """How many logits a row had in the last forward pass within `watching`; None where that cannot be told."""
+        """How many logits a row had in the last forward pass within `watching`; None where that is unclear."""
         possible = possible_logits(self._recorder.outputs).values()
         widths = {logits.shape[-1] for logits in possible if logits.ndim == 2}
         return widths.pop() if len(widths) == 1 else None

@@ -38,7 +38,7 @@ def class_column(dataset: Any, model: nn.Module, names: Sequence[str], labels_of
         labels_of: the labels that the model gets for some rows.
 
     Returns:
-        None where rows have no class, or where it cannot be told without loading the rows.
+        None where rows have no class, or where it is unknown without loading the rows.
     """
     found = {name: _classes(values) for name, values in _columns(dataset, names).items()}
     known = {name: classes for name, classes in found.items() if classes is not None}
@@ -111,7 +111,7 @@ def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     column, indices = dataset.data.column(name), dataset._indices  # whose public ways gather row by row
     column = column if indices is None else column.take(indices.column(0))
     while pyarrow.types.is_nested(column.type):
-        lengths = pyarrow.compute.min_max(pyarrow.compute.list_value_length(column))  # an error but for lists
+        lengths = pyarrow.compute.min_max(pyarrow.compute.list_value_length(column))  # only of lists; else an error
         if column.null_count or set(lengths.as_py().values()) != {1}:
             return None
         column = pyarrow.compute.list_flatten(column)
@@ -161,7 +161,7 @@ def _classes(values: np.ndarray | None) -> Tensor | None:
     if values is None or values.dtype.kind == "c":
         return None
     if values.dtype.kind in "iub":
-        return torch.as_tensor(values.astype(np.int64))  # a copy, for arrow's memory is read-only
+        return torch.as_tensor(values.astype(np.int64))  # a copy, because arrow's memory is read-only
     try:
         codes, known = pandas.factorize(values, use_na_sentinel=False)
     except TypeError:  # such as dicts
@@ -171,7 +171,7 @@ def _classes(values: np.ndarray | None) -> Tensor | None:
 
 
 def _reaching(known: dict[str, Tensor], labels_of: Collate) -> dict[str, Tensor]:
-    """Of several columns those that the model gets; all where that cannot be told."""
+    """Of several columns those that the model gets; all where that is unknown."""
     rows = np.unique(np.stack([np.asarray(classes) for classes in known.values()]), axis=1, return_index=True)[1]
     rows = rows[:PROBED]
     given = labels_of(rows.tolist())

@@ -177,5 +177,5 @@ def _scatters(recent: list[tuple[Tensor, int]]) -> Tensor:
 
 
 def on_device(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """Numbers as a tensor; the host does not wait for the device, as it does in `torch.tensor(numbers, device=...)`."""
+    """Numbers as a tensor; the host does not wait for the device, as in `torch.tensor(numbers, device=...)`."""
     return torch.tensor(numbers).to(device, non_blocking=True)

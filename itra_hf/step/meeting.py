@@ -5,9 +5,9 @@ backward pass. A hook on the tensor that the features are made of is given g and
 
     g + weight * factor * m,    weight = min(asked, ratio * opening * |g| / (factor * |m|))
 
-The factor is what the loss is multiplied with on its way (gradient scaler, accumulation). `term` is the loss, which
-passes for made of that tensor, too; its backward pass notes the factor and gives the tensor no gradient. Autograd runs
-it before the hook, for it consumes the tensor. So the cap is exact in the same step for any task loss, in eager and in
+The factor is what the loss is multiplied with on its way (gradient scaler, accumulation). `term` is the loss, with that
+tensor as a further input. Its backward pass notes the factor and gives the tensor no gradient. Autograd runs it before
+the hook, because it consumes the tensor. So the cap is exact in the same step for any task loss, in eager and in
 compiled models.
 """
 
@@ -96,7 +96,7 @@ class _Term(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, meeting: Meeting, loss: Tensor, *tensors: Tensor) -> Tensor:
         ctx.meeting, ctx.tensors = meeting, len(tensors)
-        return loss.clone()  # no view, for a user may go on with it in place
+        return loss.clone()  # no view, because a user may change it in place
 
     @staticmethod
     def backward(ctx: Any, *factors: Tensor) -> Any:

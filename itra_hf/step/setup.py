@@ -22,7 +22,7 @@ from itra_hf.features import (
     refuse_multiple_choice,
 )
 from itra_hf.labels import label_kind
-from itra_hf.pairing import SetSamplerEpoch, first_labels, label_names
+from itra_hf.pairing import first_labels, label_names
 from itra_hf.step.forms import choose_matching_loss
 from itra_hf.step.guards import ramp, share_for_rows
 from itra_hf.step.matching import Matching
@@ -55,10 +55,11 @@ def raise_or_go_without(trainer: Any, reason: str | Exception, asked: bool = Fal
         if "matching='none'" in str(error):
             raise error
         raise type(error)(f"{error}, or take matching='none'")
-    is_paired = any(isinstance(callback, SetSamplerEpoch) for callback in trainer.callback_handler.callbacks)
-    but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
+    but = ""
+    if trainer.row_order is not None and trainer.row_order.sampler is not None:
+        but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
     if not trainer.cannot_match:
-        logger.warning(f"{reason}; training goes on without matching, as under Trainer{but if is_paired else ''}.")
+        logger.warning(f"{reason}; training goes on without matching, as under Trainer{but}.")
     trainer.cannot_match = True
 
 
