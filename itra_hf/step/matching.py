@@ -6,43 +6,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from itra_hf.config import MatchingArguments
+from itra_hf.config import matching_arguments
 from itra_hf.distributed import Batch, BatchGatherer, gather_numbers, is_distributed, rank
 from itra_hf.features import HeadNotFoundError, Seen
-from itra_hf.labels import LabelKind, label_kind, labels_in
+from itra_hf.labels import LabelKind, label_kind, label_name, labels_in
 from itra_hf.pairing import Couples
-from itra_hf.step.forms import BatchLoss, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
+from itra_hf.step.forms import BatchLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
 from itra_hf.step.guards import CollapseWatch, excess_odds
 from itra_hf.step.meeting import Cap, Meeting
 from itra_hf.step.tally import Tally
 
 
 class Matching:
-    """Matches the micro-batches of one training run of an unwrapped model, and adds up what is logged.
+    """Matches the micro-batches of one run of an ITRATrainer, whose model is unwrapped, and adds up what is logged."""
 
-    A batch holds its labels under the label name; the user's own loss takes the place of the form.
-    """
-
-    def __init__(
-        self,
-        args: MatchingArguments,
-        own_loss: MatchingLoss | None,
-        model: nn.Module,
-        device: torch.device,
-        label_name: str,
-    ) -> None:
-        self.args, self.model, self.device = args, model, device
-        self.own_loss = None if own_loss is None else of_own_loss(own_loss)
-        self.label_name = label_name
+    def __init__(self, trainer: Any, model: nn.Module) -> None:
+        self.args, self.model, self.device = matching_arguments(trainer.args), model, trainer.args.device
+        self.own_loss = None if trainer.matching_loss is None else of_own_loss(trainer.matching_loss)
+        self.label_name = label_name(trainer.label_names)
         self.form: str | None = None  # known with the first batch that is matched, as what follows
         self.kind: LabelKind | None = None
         self.shape: tuple[int, ...] = ()  # of the features
-        self.couples = Couples()
-        self.tally = Tally(device)
-        self._loss: BatchLoss | None = None
-        self.collapse = CollapseWatch()
+        self.couples, self.tally, self.collapse = Couples(), Tally(self.device), CollapseWatch()
         self.meetings: list[tuple[Meeting, Tensor]] = []  # of this training step
-        self._gatherer = BatchGatherer(device)
+        self._loss: BatchLoss | None = None
+        self._gatherer = BatchGatherer(self.device)
         self._has_agreed = False  # with the other ranks, on a batch before the matching has begun
 
     @property

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from itra_hf.config import matching_arguments
 from itra_hf.distributed import RanksDisagreeError, is_distributed
 from itra_hf.features import AmbiguousHeadError, FeatureWatch, HeadNotFoundError, Seen
-from itra_hf.labels import label_name, labels_in
+from itra_hf.labels import labels_in
 from itra_hf.pairing import not_asked
 from itra_hf.step.cached import CachedStep
 from itra_hf.step.matching import Matching
@@ -30,8 +30,7 @@ class Run:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.args = trainer, matching_arguments(trainer.args)
         self.model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        name = label_name(trainer.label_names)
-        self.matching = Matching(self.args, trainer.matching_loss, self.model, trainer.args.device, name)
+        self.matching = Matching(trainer, self.model)
         self.watch = FeatureWatch(self.model, str(self.args.feature_layer), self.args.feature_pooling)
         self._to_log: dict[str, float] | None = None  # the means, while Trainer logs its training loss
         self.step: CachedStep | None = None  # the optimizer step that is matched as a whole
