@@ -28,15 +28,15 @@ class ITRATrainer(SavingTrainer):
     """`transformers.Trainer` with In-Training Representation Alignment (Li et al., AAAI 2023, arXiv 2211.13332).
 
     The batch of a step holds two mini-batches s and t. Within classes, the rows of each class are dealt out to them in
-    turn; in any other form s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
+    turn. In any other form s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
 
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
-    where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
-    `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. The log holds `task_loss`,
-    `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was applied) beside
-    `loss`. The attribute `matching_line` says what is matched, and after training `hardly_matched` why it hardly was,
-    or is None. Evaluation, saving and everything else is Trainer's.
+    Here h is the input of the classifier, and the MMD^2 by default the mean of those within each class. The weight is
+    `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. In addition to `loss`, the log
+    holds `task_loss`, `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean applied weight).
+    The attribute `matching_line` says what is matched. After training `hardly_matched` says why it hardly was, or is
+    None. Evaluation, saving and everything else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
@@ -121,9 +121,9 @@ class ITRATrainer(SavingTrainer):
     def get_train_labels(self, train_dataset: Any) -> Tensor | None:
         """The class of every training row, `[n]` integers, for `pairing="class"`; None pairs rows at random.
 
-        Found are the labels of a `datasets.Dataset`, of a list of examples, of a `TensorDataset`, of a data set with
-        its labels in `targets` or `labels`, and of a `Subset` or `ConcatDataset` of these. Override this for another
-        one that can tell its labels without loading every example.
+        It finds the labels of a `datasets.Dataset`, a list of examples, a `TensorDataset`, a data set with its labels in
+        `targets` or `labels`, and a `Subset` or `ConcatDataset` of these. Override this for another data set that knows
+        its labels without loading every example.
         """
         names, labels_of = label_names(self.label_names), partial(collated_labels, self, train_dataset)
         return class_column(train_dataset, cast(nn.Module, self.model), names, labels_of)
