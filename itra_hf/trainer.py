@@ -121,9 +121,9 @@ class ITRATrainer(SavingTrainer):
     def get_train_labels(self, train_dataset: Any) -> Tensor | None:
         """The class of every training row, `[n]` integers, for `pairing="class"`; None pairs rows at random.
 
-        It finds the labels of a `datasets.Dataset`, a list of examples, a `TensorDataset`, a data set with its labels in
-        `targets` or `labels`, and a `Subset` or `ConcatDataset` of these. Override this for another data set that knows
-        its labels without loading every example.
+        It finds the labels of a `datasets.Dataset`, a list of examples, a `TensorDataset`, a data set with its labels
+        in `targets` or `labels`, and a `Subset` or `ConcatDataset` of these. Override this for another data set that
+        knows its labels without loading every example.
         """
         names, labels_of = label_names(self.label_names), partial(collated_labels, self, train_dataset)
         return class_column(train_dataset, cast(nn.Module, self.model), names, labels_of)

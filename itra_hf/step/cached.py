@@ -19,32 +19,30 @@ from itra_hf.step.meeting import Cap
 
 
 class CachedStep:
-    """One optimizer step that is matched as a whole; it begins and ends with the step."""
+    """One optimizer step that is matched as a whole; it begins and ends with the step.
 
-    def __init__(self, matching: Matching, micro_batches: Sequence[Any]) -> None:
-        self.matching, self.micro_batches = matching, list(micro_batches)
+    `asked` is the matching's weight after the ramp. The scale of a gradient scaler keeps half precision from underflow.
+    """
+
+    def __init__(self, matching: Matching, micro_batches: Sequence[Any], asked: float, scale: Tensor | float) -> None:
+        self.matching, self.micro_batches, self._asked, self._scale = matching, list(micro_batches), asked, scale
         self.is_new, self.collects = True, False  # whether the first pass is still to come, or is running
         self.weight: Tensor | float | None = None  # known after the first pass, as the next two
-        self._value = zero = torch.zeros((), device=matching.device)
+        self._value = torch.zeros((), device=matching.device)
         self._gradients: list[Tensor] = []
         self._is_read = False  # whether the first pass came to its end
         self._number = 0  # of the micro-batch whose second pass is next
         self._random_states: list[RandomState] = []
         self._batches: list[list[Batch]] = []
-        self._asked = 0.0
-        self._scale: Tensor | float = 1.0
-        self._squares, self._excess = zero, (zero, zero)
-        self._spreads: list[Tensor] = []
+        self._for_cap: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # what a micro-batch adds to its sums
 
-    def first_pass(
-        self, reader: FeatureReader, compute_loss: Callable[[Any], Any], asked: float, scale: Tensor | float
-    ) -> None:
+    def first_pass(self, reader: FeatureReader, compute_loss: Callable[[Any], Any]) -> None:
         """The features of every micro-batch, the one big loss, its weight and its gradients at the features.
 
-        `compute_loss` takes a micro-batch, and `take` is called within. The scale of a gradient scaler keeps half
-        precision from underflow. The model's buffers are as before afterwards; `restore` does it for the random state.
+        `compute_loss` takes a micro-batch, and `take` is called within. The model's buffers are as before afterwards;
+        the random state is for `restore`.
         """
-        self.collects, self._asked, self._scale = True, asked, scale
+        self.collects = True
         try:
             with kept_buffers(self.matching.model):
                 for micro_batch in self.micro_batches:
@@ -96,20 +94,20 @@ class CachedStep:
         self._batches.append(self.matching.gather(wide, own))
         excess = self.matching.excess(self._asked, seen, own)
         if excess is not None:
-            for gradient in gradient_at(self._scale * task_loss, seen.tensors):
-                self._squares = self._squares + gradient.to(wide.dtype).square().sum()
-            self._excess = self._excess[0] + excess[0], self._excess[1] + excess[1]
-            self._spreads.append(_spread(seen))
+            gradients = gradient_at(self._scale * task_loss, seen.tensors)
+            square = torch.stack([gradient.to(wide.dtype).square().sum() for gradient in gradients]).sum()
+            self._for_cap.append((square, *excess, _spread(seen)))
 
     def _match(self) -> None:
         """The one big loss of the step's rows, and its weight."""
         self._value, self._gradients = self.matching.matched(self._batches)
         self.weight = self._asked
-        if self._spreads:
-            squares = torch.cat(self._spreads) * torch.cat(self._gradients).square().sum(1)
-            cap = self.matching.cap(self._asked, self._excess)
-            self.weight = cap.weight(self._squares.sqrt(), squares.sum().sqrt() * self._scale)
-        self._batches, self._spreads = [], []
+        if self._for_cap:
+            squares, above, missing, spreads = zip(*self._for_cap, strict=True)
+            square = (torch.cat(spreads) * torch.cat(self._gradients).square().sum(1)).sum()
+            cap = self.matching.cap(self._asked, (torch.stack(above).sum(), torch.stack(missing).sum()))
+            self.weight = cap.weight(torch.stack(squares).sum().sqrt(), square.sqrt() * self._scale)
+        self._batches, self._for_cap = [], []
 
 
 def _spread(seen: Seen) -> Tensor:

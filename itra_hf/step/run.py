@@ -94,8 +94,11 @@ class Run:
         """Begin an optimizer step of these micro-batches, which is matched or not."""
         self._refuse_unseen()
         self._was_on = is_on
-        whole = is_on and self.args.matching_scope == "optimizer_step" and len(micro_batches) > 1
-        self.step = CachedStep(self.matching, micro_batches) if whole else None
+        self.step = None
+        if is_on and self.args.matching_scope == "optimizer_step" and len(micro_batches) > 1:
+            scaler = self.trainer.accelerator.scaler
+            scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.trainer.args.device))
+            self.step = CachedStep(self.matching, micro_batches, asked_weight(self.trainer), scale)
 
     def _refuse_unseen(self) -> None:
         """Refuse the matching where the first step has shown nothing."""
@@ -198,12 +201,9 @@ class Run:
 
         if self.watch.reader is None:
             self._find(lambda: forward(step.micro_batches[0]))
-        if self.watch.reader is None:
-            return
-        scaler = trainer.accelerator.scaler
-        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=trainer.args.device))
-        with self._or_else_unmatched():
-            step.first_pass(self.watch.reader, forward, asked_weight(trainer), scale)
+        if self.watch.reader is not None:
+            with self._or_else_unmatched():
+                step.first_pass(self.watch.reader, forward)
 
     def _find_in_compiled(self, compute_loss: Callable[..., Any], model: Any, inputs: Any, num_items: Any) -> None:
         """Find the features in the model before it is compiled, and put the hooks on."""
