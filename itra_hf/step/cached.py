@@ -56,7 +56,7 @@ class CachedStep:
             self._match()
         self._is_read = True
 
-    def take(self, task_loss: Tensor, seen: Seen | None, labels: Any, factor: float) -> Tensor:
+    def take(self, task_loss: Tensor, seen: Seen | None, factor: float) -> Tensor:
         """The task loss of a micro-batch in either pass; of the second, one that the cached gradient joins.
 
         The factor is what a gradient at the features is multiplied with, since Trainer divides it.
@@ -64,7 +64,7 @@ class CachedStep:
         if self.collects and seen is None:
             self.matching.skip()
         elif self.collects and seen is not None:
-            self._collect(task_loss / factor, seen, labels)
+            self._collect(task_loss / factor, seen)
         elif seen is not None and self.weight is not None:
             if seen.has_other_passes:
                 raise HeadNotFoundError(
@@ -84,13 +84,13 @@ class CachedStep:
         self._random_states[self._number].restore(self.matching.device)
         self._number += 1
 
-    def _collect(self, task_loss: Tensor, seen: Seen, labels: Any) -> None:
+    def _collect(self, task_loss: Tensor, seen: Seen) -> None:
         """Keep what a first pass, whose graph begins at the features, has shown."""
         if len(self._batches) == len(self._random_states):
             _refuse_second_loss()
         rows = seen.rows.detach()
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        own = self.matching.labels_for(seen, labels)
+        own = self.matching.labels_for(seen)
         self._batches.append(self.matching.gather(wide, own))
         excess = self.matching.excess(self._asked, seen, own)
         if excess is not None:

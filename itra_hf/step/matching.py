@@ -30,6 +30,7 @@ class Matching:
         self.couples, self.tally, self.collapse = Couples(), Tally(self.device), CollapseWatch()
         self.meetings: list[tuple[Meeting, Tensor]] = []  # of this training step
         self._loss: BatchLoss | None = None
+        self._labels_of_batch: Any = None
         self._gatherer = BatchGatherer(self.device)
         self._has_agreed = False  # with the other ranks, on a batch before the matching has begun
 
@@ -63,17 +64,16 @@ class Matching:
             self._loss, self.form, self.kind = loss, choose_form(self.args, kind), kind
             self.couples.by_class = kind == "classes" and self.own_loss is None and self.form != "marginal"
 
-    def match(self, task_loss: Tensor, seen: Seen, labels: Any, divisor: int, asked: float) -> Tensor:
+    def match(self, task_loss: Tensor, seen: Seen, divisor: int, asked: float) -> Tensor:
         """The task loss of a micro-batch, in whose backward pass the matching's gradient joins the task's.
 
         Args:
             task_loss: scalar.
             seen: of its forward pass.
-            labels: as the batch held them.
             divisor: what the matching loss is divided by, as Trainer will not.
             asked: the matching's weight after the ramp.
         """
-        labels = self.labels_for(seen, labels)
+        labels = self.labels_for(seen)
         batches = self.gather(seen.rows.detach(), labels)
         if not batches:
             return task_loss
@@ -131,21 +131,25 @@ class Matching:
         is_capped = asked > 0 and self.args.matching_max_grad_ratio is not None
         return excess_odds(seen.logits, labels) if is_capped else None
 
-    def labels_for(self, seen: Seen, of_batch: Any) -> Tensor | None:
+    def note_labels(self, inputs: Any) -> None:
+        """Note the labels that a batch holds, before a `compute_loss` may take them out."""
+        self._labels_of_batch = labels_in(inputs, self.label_name)
+
+    def labels_for(self, seen: Seen) -> Tensor | None:
         """The labels of the features' rows as the loss takes them; the first ones choose the loss."""
-        labels, logits = self.labels_of(seen.inputs, of_batch, len(seen.rows)), seen.logits
+        labels, logits = self.labels_of(seen.inputs, len(seen.rows)), seen.logits
         self.begin(labels, None if logits is None or logits.ndim != 2 else logits.shape[-1])
         is_column = labels is not None and labels.ndim > 1 and labels.shape[1:].numel() == 1
         return labels.flatten() if labels is not None and is_column and self.kind == "classes" else labels
 
-    def labels_of(self, inputs: Any, of_batch: Any, rows: int | None = None) -> Tensor | None:
+    def labels_of(self, inputs: Any, rows: int | None = None) -> Tensor | None:
         """The labels of so many rows: those that the model got, else those of the batch; None without any.
 
         Raises:
             HeadNotFoundError: if there are labels, but not one for each row.
         """
         labels = labels_in(inputs, self.label_name)
-        labels = of_batch if labels is None else labels
+        labels = self._labels_of_batch if labels is None else labels
         if not isinstance(labels, Tensor) or labels.ndim == 0:
             return None
         if rows not in (None, len(labels)):

@@ -13,7 +13,6 @@ from transformers.utils import logging
 from itra_hf.config import matching_arguments
 from itra_hf.distributed import RanksDisagreeError, is_distributed
 from itra_hf.features import AmbiguousHeadError, FeatureWatch, HeadNotFoundError, Seen
-from itra_hf.labels import labels_in
 from itra_hf.pairing import not_asked
 from itra_hf.step.cached import CachedStep
 from itra_hf.step.matching import Matching
@@ -143,7 +142,7 @@ class Run:
         num_items_in_batch: Any,
     ) -> Any:
         """What `compute_loss` returns, such that the backward pass of its loss matches the features."""
-        labels = labels_in(inputs, self.matching.label_name)
+        self.matching.note_labels(inputs)
         compiled = is_compiled_module(model)
         self.watch.patient = self.trainer.state.global_step < PATIENCE
         if compiled and self.watch.reader is None:
@@ -152,22 +151,22 @@ class Run:
                 return compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         with self.watch.watching(model if compiled else self.model, graph_only=not self._collects):
             result = compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-            loss = self._matched(result[0] if return_outputs else result, labels, num_items_in_batch)
+            loss = self._matched(result[0] if return_outputs else result, num_items_in_batch)
         return (loss, *result[1:]) if return_outputs else loss
 
     @property
     def _collects(self) -> bool:
         return self.step is not None and self.step.collects
 
-    def _matched(self, loss: Tensor, labels: Any, num_items_in_batch: Any) -> Tensor:
+    def _matched(self, loss: Tensor, num_items_in_batch: Any) -> Tensor:
         """The task loss of a micro-batch, through which the matching's gradient joins the task's."""
         micro_batches, divisor = micro_batches_and_divisor(self.trainer, num_items_in_batch)
         try:
-            seen = self._seen(labels)
+            seen = self._seen()
             if self.step is not None:
-                return self.step.take(loss, seen, labels, micro_batches / divisor)
+                return self.step.take(loss, seen, micro_batches / divisor)
             if seen is not None:
-                return self.matching.match(loss, seen, labels, divisor, asked_weight(self.trainer))
+                return self.matching.match(loss, seen, divisor, asked_weight(self.trainer))
             self.matching.skip()
         except RanksDisagreeError as error:  # on every rank
             self._give_up(error)
@@ -176,13 +175,13 @@ class Run:
             self._give_up(error)
         return loss
 
-    def _seen(self, labels: Any) -> Seen | None:
+    def _seen(self) -> Seen | None:
         """What the forward pass has shown; where labels do not serve, that is reported before missing features."""
         self._has_seen = self._has_seen or self.watch.inputs is not None
         try:
             return self.watch.seen()
         except HeadNotFoundError:
-            self.matching.begin(self.matching.labels_of(self.watch.inputs, labels), self.watch.width, False)
+            self.matching.begin(self.matching.labels_of(self.watch.inputs), self.watch.width, False)
             raise
 
     def _first_pass(self, step: CachedStep, model: torch.nn.Module, num_items_in_batch: Any) -> None:
