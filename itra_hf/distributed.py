@@ -63,16 +63,16 @@ class BatchGatherer:
         """
         if not is_distributed():
             return [] if rows is None else [(rows, labels)]
-        if rows is None:
-            self._exchange([-1] * 5, torch.empty(0, dtype=torch.uint8, device=self.device))
-            return []
-        parts = [_as_bytes(part) for part in (rows, labels) if part is not None]
-        kinds = [*_kind(rows), *((-1, -1) if labels is None else _kind(labels))]
-        all_sizes, bodies = self._exchange([len(rows), *kinds], torch.cat(parts, 1).flatten())
-        if any(count < 0 for count, *_ in all_sizes):
+        sizes, payload, width = [-1] * 5, torch.empty(0, dtype=torch.uint8, device=self.device), 0
+        if rows is not None:
+            sizes = [len(rows), *_kind(rows), *((-1, -1) if labels is None else _kind(labels))]
+            data = torch.cat([_as_bytes(part) for part in (rows, labels) if part is not None], 1)
+            payload, width = data.flatten(), data.shape[1]
+        all_sizes, bodies = self._exchange(sizes, payload)
+        counts = [count for count, *_ in all_sizes]
+        if rows is None or min(counts) < 0:
             return []
         _check_kinds([kinds for _, *kinds in all_sizes])
-        counts, width = [count for count, *_ in all_sizes], sum(part.shape[1] for part in parts)
         if max(counts) * width > self._space:
             self._space = max(counts) * width
             return self.gather(rows, labels)
@@ -84,8 +84,7 @@ class BatchGatherer:
         header = torch.tensor(sizes, device=payload.device).view(torch.uint8)
         sent = payload if len(payload) <= self._space else payload[:0]
         message = functional.pad(torch.cat([header, sent]), (0, self._space - len(sent)))
-        gathered = [torch.empty_like(message) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(gathered, message)
+        gathered = _all_gather(message)
         headers = torch.stack([part[: len(header)] for part in gathered])
         return headers.view(torch.int64).tolist(), [part[len(header) :] for part in gathered]
 
@@ -94,10 +93,7 @@ def gather_numbers(numbers: list[int], device: torch.device) -> list[list[int]]:
     """The numbers of every rank, in rank order; as many on each."""
     if not is_distributed():
         return [numbers]
-    mine = torch.tensor(numbers, device=device)
-    gathered = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(gathered, mine)
-    return [theirs.tolist() for theirs in gathered]
+    return [theirs.tolist() for theirs in _all_gather(torch.tensor(numbers, device=device))]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -106,6 +102,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         values = values.detach().clone()
         distributed.all_reduce(values)
     return values
+
+
+def _all_gather(mine: Tensor) -> list[Tensor]:
+    gathered = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, mine)
+    return gathered
 
 
 def _kind(part: Tensor) -> tuple[int, int]:

@@ -9,21 +9,16 @@ LabelKind = Literal["classes", "vectors", "targets", "tokens"]
 
 
 def label_kind(labels: Tensor, model: nn.Module, width: int | None = None) -> LabelKind:
-    """How a model of transformers reads its labels: the rule by which it chooses its loss.
+    """How a model of transformers reads the labels of a batch: the rule by which it chooses its loss.
 
-    Args:
-        labels: the labels of a batch, `[rows]` or `[rows, num_labels]`.
-        model: the model; its config's `problem_type` and `num_labels` decide first, where it has one.
-        width: of the logits of a row, where it is known.
-
-    Returns:
-        `"targets"` for regression and one decimal number a row, `"classes"` for one integer a row, `"vectors"` for
-        multi-label and soft labels, also of as many integers as there are logits, `"tokens"` for integers by the token.
+    Its config's `problem_type` and `num_labels` decide first. Then one decimal number a row is `"targets"`, one integer
+    `"classes"`, several decimals `"vectors"`, as many integers as the width of a row's logits, too; others `"tokens"`.
     """
     config = getattr(model, "config", None)
-    if getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", None) == 1:
+    problem = getattr(config, "problem_type", None)
+    if problem == "regression" or getattr(config, "num_labels", None) == 1:
         return "targets"
-    if getattr(config, "problem_type", None) == "multi_label_classification":
+    if problem == "multi_label_classification":
         return "vectors"
     entries = labels.shape[1:].numel()
     if labels.is_floating_point() and labels.ndim <= 2:

@@ -1,6 +1,7 @@
 """`ITRATrainer`: the Hugging Face Trainer with a matching loss between the two halves of every batch."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial, wraps
 from inspect import signature
 from typing import Any, TypedDict, Unpack, cast
@@ -27,15 +28,15 @@ class ITRATrainer(SavingTrainer):
     """`transformers.Trainer` with In-Training Representation Alignment (Li et al., AAAI 2023, arXiv 2211.13332).
 
     The batch of a step holds two mini-batches s and t. Within classes, the rows of each class are dealt out to them in
-    turn; in any other form s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
+    turn. In any other form s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
 
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
-    where h is the input of the classifier, the MMD^2 by default the mean of those within each class, and the weight
-    `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. The log holds `task_loss`,
-    `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean weight that was applied) beside
-    `loss`. The attribute `matching_line` says what is matched, and after training `hardly_matched` why it hardly was,
-    or is None. Evaluation, saving and everything else is Trainer's.
+    Here h is the input of the classifier, and the MMD^2 by default the mean of those within each class. The weight is
+    `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. In addition to `loss`, the log
+    holds `task_loss`, `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean applied weight).
+    The attribute `matching_line` says what is matched. After training `hardly_matched` says why it hardly was, or is
+    None. Evaluation, saving and everything else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
@@ -93,7 +94,7 @@ class ITRATrainer(SavingTrainer):
         self.matching_form: str | None = None  # that training took, once it has begun
         self.matching_line: str | None = None  # that tells what it matches, on the main process
         self.hardly_matched: str | None = None  # the reason, where the last run was hardly matched; there, too
-        self.cannot_match = False  # the last run, for a reason that a warning told
+        self.cannot_match = False  # the last run, for the reason in a warning
         self.row_order: Pairing | None = None  # of the training data loader, under pairing="class"
         self._run: Run | None = None
         if self.matching_is_on:
@@ -120,40 +121,31 @@ class ITRATrainer(SavingTrainer):
     def get_train_labels(self, train_dataset: Any) -> Tensor | None:
         """The class of every training row, `[n]` integers, for `pairing="class"`; None pairs rows at random.
 
-        Found are the labels of a `datasets.Dataset`, of a list of examples, of a `TensorDataset`, of a data set with
-        its labels in `targets` or `labels`, and of a `Subset` or `ConcatDataset` of these. Override this for another
-        one that can tell its labels without loading every example.
+        It finds the labels of a `datasets.Dataset`, a list of examples, a `TensorDataset`, a data set with its labels
+        in `targets` or `labels`, and a `Subset` or `ConcatDataset` of these. Override this for another data set that
+        knows its labels without loading every example.
         """
         names, labels_of = label_names(self.label_names), partial(collated_labels, self, train_dataset)
         return class_column(train_dataset, cast(nn.Module, self.model), names, labels_of)
 
-    def _inner_training_loop(
-        self,
-        batch_size: int | None = None,
-        args: TrainingArguments | None = None,
-        resume_from_checkpoint: str | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train as Trainer does; what the matching needs begins and ends with the run, also after an exception.
-
-        A batch that does not fit the memory begins it anew under `auto_find_batch_size`, with another size.
-        """
+    @wraps(Trainer._inner_training_loop, assigned=())
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+        """Train as Trainer does; a batch too large for the memory begins the run anew under `auto_find_batch_size`."""
         self.cannot_match = False
         self.matching_form = self.matching_line = self.hardly_matched = None
         if self.matching_is_on:
             check_setup(self, batch_size or self.args.per_device_train_batch_size, training=True)
         try:
-            return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return super()._inner_training_loop(batch_size, *args, **kwargs)
         finally:
             if self._run is not None:
                 self._run.watch.close()
-                self._run = None
+            self._run = None
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Trainer's micro-batches of the next optimizer step."""
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._run = self._run or Run(self, self.matching_loss)
+        self._run = self._run or Run(self)
         self._run.begin_step(batches, self.matching_is_on)
         return batches, num_items_in_batch
 
@@ -163,9 +155,7 @@ class ITRATrainer(SavingTrainer):
         """Trainer's step, in whose backward pass the matching's gradient joins the task's; the loss is that of both."""
         if self._run is None or not self.matching_is_on:
             return super().training_step(model, inputs, num_items_in_batch)
-        loss = self._run.training_step(super().training_step, model, inputs, num_items_in_batch)
-        self.matching_form, self.matching_line = self._run.matching.form, self._run.line
-        return loss
+        return self._run.training_step(super().training_step, model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -183,17 +173,13 @@ class ITRATrainer(SavingTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Trainer's logging of the training loss, which the means join; every rank comes by here."""
         logs = self.control.should_log and self.state.global_step > self._globalstep_last_logged
-        if self._run is not None and logs:
-            self._run.to_log = self._run.matching.tally.means()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        if self._run is not None and logs:
-            self._run.end_log()
+        with self._run.logging_means() if self._run is not None and logs else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does; its own log of the training loss holds the means of the parts, too."""
         if self._run is not None:
             self._run.log(logs)
-            self.hardly_matched = self._run.hardly
         super().log(logs, start_time)
 
     @wraps(Trainer.create_model_card, assigned=())

@@ -42,8 +42,8 @@ def test_the_picked_token_is_the_last_one_attended(side):
     with head_input.attached():
         rows = head_input.rows(model(**batch), batch["attention_mask"])
         last = 5 if side == "left" else 3
-        assert torch.equal(rows[0], head_input.full[0, last])
-        assert torch.equal(rows[1], head_input.full[1, 5])
+        assert torch.equal(rows[0], head_input.inputs[0][0, last])
+        assert torch.equal(rows[1], head_input.inputs[0][1, 5])
 
 
 def test_finding_leaves_model_and_random_state_as_they_were():

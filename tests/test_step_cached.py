@@ -37,6 +37,30 @@ def test_the_random_stream_stays_trainers(tmp_path):
     assert torch.equal(*states)
 
 
+class Twins(tiny.Mlp):
+    """Two layers give the logits before the first step, so that it goes without matching."""
+
+    def __init__(self):
+        super().__init__(features=32, dropout=0.5)
+        self.twin = copy.deepcopy(self.head)
+
+    def forward(self, x, labels=None):
+        hidden = self.body(x)
+        logits = self.head(hidden)
+        self.twin(hidden)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_step_whose_features_are_still_open_has_the_dropout_masks_of_trainer(tmp_path):
+    weights, start = [], Twins()
+    for cls in (Trainer, tiny.ITRATrainer):
+        options = STEP | {"max_steps": 1, "matching_scope": "optimizer_step", "pairing": "random"}
+        run = tiny.trainer(tmp_path, copy.deepcopy(start), tiny.vectors(), cls, **options)
+        run.train()
+        weights.append(tiny.weights(run.model))
+    assert torch.equal(*weights)
+
+
 def test_running_statistics_are_updated_once(tmp_path):
     model = tiny.resnet()
     tiny.trainer(tmp_path, model, tiny.images(), matching_scope="optimizer_step", **STEP).train()

@@ -4,21 +4,18 @@ from itra_hf.features.head import HeadInput
 from itra_hf.features.hidden_state import HiddenState
 from itra_hf.features.layers import head_candidates, module_named
 from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
-from itra_hf.features.recorder import Call, Recorder
 from itra_hf.features.search import extract_features, find_head, refuse_multiple_choice
-from itra_hf.features.undisturbed import RandomState, kept_buffers, undisturbed
+from itra_hf.features.undisturbed import RandomState, kept_buffers, kept_random_state, undisturbed
 from itra_hf.features.watch import FeatureWatch, Seen, find_features, hidden_state_index
 
 __all__ = [
     "AmbiguousHeadError",
-    "Call",
     "FeatureReader",
     "FeatureWatch",
     "HeadInput",
     "HeadNotFoundError",
     "HiddenState",
     "RandomState",
-    "Recorder",
     "Seen",
     "extract_features",
     "find_features",
@@ -26,6 +23,7 @@ __all__ = [
     "head_candidates",
     "hidden_state_index",
     "kept_buffers",
+    "kept_random_state",
     "module_named",
     "refuse_multiple_choice",
     "undisturbed",

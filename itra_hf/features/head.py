@@ -7,18 +7,16 @@ map of these, `[W1 / 2, W2 / 2]`. Heads that share an input have it once, and th
 Where a dropout stands before the head, the features are taken after it (`benchmarks/dropout.py` compares both choices).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from itra_hf.features.pooling import end_token, masked_mean, picked_position, rows_at
+from itra_hf.features.pooling import picked, pooled
 from itra_hf.features.reader import FeatureReader
-from itra_hf.features.recorder import Call, logits_at
-
-FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
+from itra_hf.features.recorder import Call, Recorder, logits_at
 
 
 class HeadInput(FeatureReader):
@@ -61,26 +59,16 @@ class HeadInput(FeatureReader):
         modules = head if isinstance(head, tuple) else (head,)
         super().__init__(modules, call_index or [None] * len(modules), outputs=pooling == "picked", place=place)
         self.heads = tuple(dict.fromkeys(modules))
+        self.head = self.heads[0]
         self.pooling = pooling
 
-    def differs_from(self, other: "HeadInput", calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> bool:
+    def differs_from(self, other: "HeadInput", seen: Recorder) -> bool:
         """Whether another way to the same logits gives other features, in this pass or with other tokens."""
         if self.pooling != other.pooling:
             return True
-        chosen = [(each, each.select(calls)) for each in (self, other)]
-        ours, theirs = (each.pool(each.tensors(own), own, outputs, mask) for each, own in chosen)
+        chosen = [(each, each.select(seen.calls)) for each in (self, other)]
+        ours, theirs = (each.pool(each.tensors(own), own, seen.outputs, seen.mask) for each, own in chosen)
         return not torch.allclose(ours, theirs, equal_nan=True)
-
-    @property
-    def head(self) -> nn.Module:
-        """The head; the first of two."""
-        return self.heads[0]
-
-    @property
-    def full(self) -> Tensor | None:
-        """The head's full input in the last forward pass; the inputs of two heads side by side are a copy."""
-        inputs = self.inputs
-        return torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0] if inputs else None
 
     def tensors(self, calls: Sequence[Call]) -> tuple[Tensor, ...]:
         """What the heads were given, each tensor once."""
@@ -94,17 +82,10 @@ class HeadInput(FeatureReader):
             full = torch.stack(tuple(tensors)).mean(0)
         else:
             full = torch.cat(tuple(tensors), -1)
-        if self.pooling == "row":
-            return full
-        if self.pooling == "places":
-            return full.mean((2, 3))
-        tokens = full.flatten(1, -2)
-        if self.pooling == "mean":
-            return masked_mean(tokens, mask)
-        if self.pooling == "picked":
-            logits = cast(Tensor, logits_at(outputs, self.place)).detach()
-            return rows_at(tokens, picked_position(calls[0].output.detach().flatten(1, -2), logits, mask))
-        return end_token(tokens, mask, last=self.pooling == "last")
+        if self.pooling != "picked":
+            return pooled(full, self.pooling, mask)
+        logits = cast(Tensor, logits_at(outputs, self.place)).detach()
+        return picked(full.flatten(1, -2), calls[0].output.detach().flatten(1, -2), logits, mask)
 
     def describe(self, names: Mapping[nn.Module, str]) -> str:
         """The heads by name, and how often each is called."""
@@ -112,9 +93,8 @@ class HeadInput(FeatureReader):
         calls = f", the mean of {len(self.modules)} calls" if len(self.modules) > 1 else ""
         return f"the input of {heads}{calls}"
 
-    @contextmanager
-    def cut(self) -> Iterator[None]:
-        """Within this context, under `torch.no_grad`, the graph begins at the head's input: body without, head with."""
+    def cutting_hooks(self) -> list[RemovableHandle]:
+        """The graph begins at the head's input."""
         leaves: dict[int, tuple[Tensor, Tensor]] = {}  # heads that share an input keep sharing it
 
         def leaf(entry: Any) -> Any:
@@ -126,10 +106,4 @@ class HeadInput(FeatureReader):
             torch.set_grad_enabled(True)
             return tuple(map(leaf, args)), {name: leaf(entry) for name, entry in kwargs.items()}
 
-        handles = [head.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for head in self.heads]
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return [head.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for head in self.heads]

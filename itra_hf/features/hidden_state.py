@@ -7,8 +7,9 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from itra_hf.features.pooling import end_token, masked_mean
+from itra_hf.features.pooling import pooled
 from itra_hf.features.reader import FeatureReader, HeadNotFoundError
 from itra_hf.features.recorder import Call, Recorder
 from itra_hf.features.undisturbed import undisturbed
@@ -58,46 +59,32 @@ class HiddenState(FeatureReader):
             HeadNotFoundError: if the model has no such hidden state, or no module gives it.
         """
         recorder = Recorder(model.modules())
-        with asking(model), recorder.on(), undisturbed(model), torch.no_grad():
+        with asking(model), recorder.on(model), undisturbed(model), torch.no_grad():
             try:
-                outputs = model(**inputs, **ASK)
+                model(**inputs, **ASK)
             except TypeError as error:
                 name = type(model).__name__
                 raise HeadNotFoundError(
                     f"{name} cannot be asked for hidden states ({error}); name a module by feature_layer"
                 ) from error
-        return cls.explain(recorder.calls, outputs, layer, pooling, type(model).__name__)
+        return cls.explain(recorder, layer, pooling, type(model).__name__)
 
     @classmethod
-    def explain(cls, calls: Sequence[Call], outputs: Any, layer: int, pooling: str, name: str) -> Self:
-        """The module among the noted calls of a forward pass that made hidden state `layer`.
-
-        Args:
-            calls: of every module of the model.
-            outputs: of the model, which was asked for its hidden states.
-            layer: as of `find`.
-            pooling: as of `find`.
-            name: of the model, for messages.
-
-        Raises:
-            HeadNotFoundError: as `find`.
-        """
-        states = _hidden_states(outputs, name)
+    def explain(cls, seen: Recorder, layer: int, pooling: str, name: str) -> Self:
+        """The reader of hidden state `layer`, given a pass of a model of that name that was asked for its states."""
+        states = _hidden_states(seen.outputs, name)
         if not -len(states) <= layer < len(states):
             raise HeadNotFoundError(
                 f"{name} has {len(states)} hidden states, and feature_layer={layer} is none of them; "
                 f"take an index from {-len(states)} to {len(states) - 1}"
             )
-        state, found = states[layer].detach(), None
-        for call in calls:
-            tensor = _first_tensor(call.output)
-            if tensor is not None and tensor.shape == state.shape and torch.equal(tensor.to(state.dtype), state):
-                found = call
+        state = states[layer].detach()
+        made = [(call, _first_tensor(call.output)) for call in seen.calls]
+        fits = [(call, tensor) for call, tensor in made if tensor is not None and tensor.shape == state.shape]
+        found = next((call for call, tensor in reversed(fits) if torch.equal(tensor.to(state.dtype), state)), None)
         if found is None:
             raise HeadNotFoundError(f"no module of {name} gives its hidden state {layer}; take another feature_layer")
-        own = [call for call in calls if call.module is found.module]
-        index = None if len(own) == 1 else next(number for number, call in enumerate(own) if call is found)
-        return cls(found.module, pooling, index)
+        return cls(found.module, pooling, seen.index(found))
 
     def describe(self, names: Mapping[nn.Module, str]) -> str:
         """The module by name, and how its output is pooled."""
@@ -108,9 +95,8 @@ class HiddenState(FeatureReader):
         states = (_first_tensor(call.output) for call in calls)
         return tuple(state for state in states if state is not None)
 
-    @contextmanager
-    def cut(self) -> Iterator[None]:
-        """Within this context, without gradient, the graph begins at the hidden state."""
+    def cutting_hooks(self) -> list[RemovableHandle]:
+        """The graph begins at the hidden state."""
         numbers = itertools.count()
 
         def begin(module: nn.Module, args: Any, output: Any) -> Any:
@@ -121,23 +107,12 @@ class HiddenState(FeatureReader):
                 return output.detach().requires_grad_()
             return (output[0].detach().requires_grad_(), *output[1:])
 
-        handle = self.modules[0].register_forward_hook(begin, prepend=True)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            handle.remove()
+        return [self.modules[0].register_forward_hook(begin, prepend=True)]
 
     def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
         """One row per example, `[rows, d]`, of the hidden state."""
         (state,) = tensors
-        if state.ndim == 2:
-            return state
-        if state.ndim == 4:
-            return state.mean((2, 3))
-        if self.pooling == "mean":
-            return masked_mean(state, mask)
-        return end_token(state, mask, last=self.pooling == "last")
+        return pooled(state, "places" if state.ndim == 4 else self.pooling, mask)
 
 
 @contextmanager

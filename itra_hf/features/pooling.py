@@ -5,11 +5,44 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
+def pooled(full: Tensor, pooling: str, mask: Tensor | None) -> Tensor:
+    """One row per example, `[rows, d]`: as it is, or the `"first"`, `"last"` or `"mean"` of the attended tokens.
+
+    Of a map `[rows, d, height, width]` `"places"` is the mean over its places.
+    """
+    if pooling == "places":
+        return full.mean((2, 3))
+    if full.ndim == 2:
+        return full
+    tokens = full.flatten(1, -2)
+    return masked_mean(tokens, mask) if pooling == "mean" else _end_token(tokens, mask, last=pooling == "last")
+
+
+def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over the attended tokens of `[rows, tokens, d]`."""
+    weights = _attended(tokens, mask)[..., None]
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def picked(tokens: Tensor, output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Of `[rows, tokens, d]` the token whose head output became the logits; of several the last that is attended."""
+    distance = (output - logits[:, None]).abs().amax(-1)
+    matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask))
+    return _rows_at(tokens, (matches * matches.shape[1] + _positions(output)).argmax(1))
+
+
+def _end_token(tokens: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+    """The first or the last attended token of each row."""
+    positions = _positions(tokens)
+    score = _attended(tokens, mask) * (tokens.shape[1] + (positions if last else -positions))
+    return _rows_at(tokens, score.argmax(1))
+
+
+def _attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """The attention mask for `[rows, tokens, d]`, as `[rows, tokens]` integers.
 
-    Tokens that the model put before the text (a prompt) count as attended. Where there are fewer tokens than the mask
-    has places, as in a speech model, a token is attended if any of its places is.
+    Tokens that the model put before the text (a prompt) count as attended. A speech model has fewer tokens than the
+    mask has places: there a token is attended if any of its places is.
     """
     if mask is None or mask.ndim != 2:
         return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
@@ -18,34 +51,9 @@ def attended(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return functional.pad(mask.long(), (tokens.shape[1] - mask.shape[1], 0), value=1)
 
 
-def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over the attended tokens of `[rows, tokens, d]`."""
-    weights = attended(tokens, mask)[..., None]
-    return (tokens * weights).sum(1) / weights.sum(1)
-
-
-def rows_at(tokens: Tensor, positions: Tensor) -> Tensor:
-    """One token of each row of `[rows, tokens, d]`, at `[rows]` positions."""
+def _rows_at(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device), positions]
 
 
-def end_token(state: Tensor, mask: Tensor | None, last: bool) -> Tensor:
-    """The first or the last attended token of `[rows, tokens, d]`."""
-    tokens = state.shape[1]
-    positions = torch.arange(tokens, device=state.device)
-    score = attended(state, mask) * (tokens + (positions if last else -positions))
-    return rows_at(state, score.argmax(1))
-
-
-def picked_position(output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """The token whose head output became the logits, `[rows]`; of several the last one that is attended.
-
-    Args:
-        output: of the head, `[rows, tokens, labels]`.
-        logits: `[rows, labels]`.
-        mask: `[rows, tokens]`.
-    """
-    distance = (output - logits[:, None]).abs().amax(-1)
-    matches = (distance == distance.amin(1, keepdim=True)) * (1 + attended(output, mask))
-    tokens = matches.shape[1]
-    return (matches * tokens + torch.arange(tokens, device=matches.device)).argmax(1)
+def _positions(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device)

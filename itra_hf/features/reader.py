@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from itra_hf.features.recorder import Call, Recorder
 
@@ -19,13 +21,9 @@ class AmbiguousHeadError(HeadNotFoundError):
 
 
 class FeatureReader(ABC):
-    """Reads features from the calls of some modules in a forward pass.
+    """Reads features from some calls of modules: of each the call of an index, counted from 0, or the last (None).
 
-    Args:
-        modules: one for each call that is read.
-        call_index: which call of its module each of them is, counted from 0; None means the last.
-        outputs: whether the modules' outputs are needed.
-        place: where in the model's outputs the logits are, as of `recorder.possible_logits`.
+    The place is where in the model's outputs the logits are, as of `recorder.possible_logits`.
     """
 
     def __init__(
@@ -48,8 +46,16 @@ class FeatureReader(ABC):
         """What the features are, in words, given the names of the model's modules."""
 
     @abstractmethod
-    def cut(self) -> Any:
-        """A context without gradient, in which the graph of a forward pass begins at the features."""
+    def cutting_hooks(self) -> list[RemovableHandle]:
+        """Hooks that let the graph of one forward pass without gradient begin at the features."""
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Within this context the graph of one forward pass begins at the features."""
+        with ExitStack() as hooks, torch.no_grad():
+            for hook in self.cutting_hooks():
+                hooks.enter_context(hook)  # which takes it off
+            yield
 
     def select(self, calls: Sequence[Call]) -> list[Call]:
         """The calls that are read, out of all that were noted; those that did not happen are left out."""

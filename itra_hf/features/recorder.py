@@ -1,7 +1,7 @@
 """What modules are given and give in a forward pass, noted by hooks that come and go."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -13,17 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module.
-
-    Attributes:
-        module: that was called.
-        given: its first tensor, as it stands in the graph of the pass; None without one.
-        output: what it returned; None where outputs are not noted.
-    """
+    """One call of a module."""
 
     module: nn.Module
-    given: Tensor | None
-    output: Any = None
+    given: Tensor | None  # its first tensor, as it stands in the graph of the pass; None without one
+    output: Any = None  # None where outputs are not noted
 
 
 class Recorder:
@@ -32,11 +26,8 @@ class Recorder:
     Of several passes of the model only the last is kept. A graph that `torch.compile` makes breaks at the modules, so
     that the noted tensors are those that the gradient passes.
 
-    Args:
-        modules: those whose calls are noted.
-        outputs: whether their outputs are noted, too.
-        largest: calls whose input or output has more entries are left out, so that nothing is held that Trainer would
-            free.
+    Calls whose input or output has more entries than the largest are left out, so that nothing is held that Trainer
+    would free.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -61,25 +52,24 @@ class Recorder:
 
     @contextmanager
     def on(self, model: nn.Module | None = None, graph_only: bool = False) -> Iterator["Recorder"]:
-        """Note every call within this context, then take the hooks off that it has put on.
+        """Note every call within this context, or within a model's forward pass there; then take the hooks off.
 
-        Args:
-            model: whose inputs and outputs are noted; calls outside its forward pass are not.
-            graph_only: leave out what runs without gradient.
+        `graph_only` leaves out what runs without gradient.
         """
         self.clear()
-        attached = bool(self._handles)
-        self.attach()
-        handles = [] if model is None else self._watch(model)
-        self._on, self._graph_only, self.has_other_passes = model is None, graph_only, False
-        try:
-            yield self
-        finally:
-            self._on = False
-            for handle in handles:
-                handle.remove()
-            if not attached:
-                self.detach()
+        with ExitStack() as hooks:  # which takes them off
+            if not self._handles:
+                self.attach()
+                hooks.callback(self.detach)
+            if model is not None:
+                # Before a hook that shards the model.
+                hooks.enter_context(model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
+                hooks.enter_context(model.register_forward_hook(self._leave))
+            self._on, self._graph_only, self.has_other_passes = model is None, graph_only, False
+            try:
+                yield self
+            finally:
+                self._on = False
 
     def attach(self) -> None:
         """Put the hooks on the modules, once. A compiled model heeds only those put on before its first call."""
@@ -100,15 +90,20 @@ class Recorder:
         """Forget what was noted."""
         self.calls, self.inputs, self.outputs = [], None, None
 
+    def index(self, call: Call) -> int | None:
+        """Which of its module's calls one is, counted from 0; None if it is the only one."""
+        own = [each for each in self.calls if each.module is call.module]
+        return own.index(call) if len(own) > 1 else None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The attention mask that the model was given, `[rows, tokens]`."""
+        mask: Tensor | None = (self.inputs or {}).get("attention_mask")
+        return mask
+
     @property
     def _notes(self) -> bool:
         return self._on and (torch.is_grad_enabled() or not self._graph_only)
-
-    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
-        return [
-            model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),  # before one that shards
-            model.register_forward_hook(self._leave),
-        ]
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._graph_only and not torch.is_grad_enabled():
@@ -129,22 +124,23 @@ class Recorder:
             self.calls.append(Call(module, given))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._notes:
-            begun = [call for call in self.calls if call.module is module and call.output is None]
-            if begun:  # else it began where nothing was noted
-                self.calls.remove(begun[-1])
-                tensors = [entry for entry in (output, begun[-1].given) if isinstance(entry, Tensor)]
-                if self.largest is not None and any(entry.numel() > self.largest for entry in tensors):
-                    self.left_out.add(module)
-                    return
-                begun[-1].output = output
-                self.calls.append(begun[-1])
+        begun = [call for call in self.calls if call.module is module and call.output is None]
+        if not self._notes or not begun:  # it began where nothing was noted
+            return
+        call = begun[-1]
+        self.calls.remove(call)
+        tensors = [entry for entry in (output, call.given) if isinstance(entry, Tensor)]
+        if self.largest is not None and any(entry.numel() > self.largest for entry in tensors):
+            self.left_out.add(module)
+        else:
+            call.output = output
+            self.calls.append(call)
 
 
 def possible_logits(outputs: Any, num_labels: int | None = None) -> dict[Any, Tensor]:
     """What could be the logits in what a model returned, by name or place; the place of a lone tensor is None.
 
-    That is the entry called `logits`; without one those of `num_labels` columns; without any all that have columns.
+    It is the entry called `logits`, else those of `num_labels` columns, else all that have columns.
     """
     tensors = {
         place: entry

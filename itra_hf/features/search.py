@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from itra_hf.features.head import HeadInput
 from itra_hf.features.layers import linear_layers, listed, module_named
+from itra_hf.features.pooling import masked_mean
 from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
 from itra_hf.features.recorder import Call, Recorder, possible_logits
 from itra_hf.features.undisturbed import undisturbed
-from itra_hf.features.ways import is_mean, poolings
 
 FindReader = Callable[[nn.Module, Mapping[str, Any]], FeatureReader]
 
@@ -28,126 +28,9 @@ def find_head(model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
         HeadNotFoundError: if no linear layer's output explains the logits, or several do.
     """
     recorder = Recorder(linear_layers(model))
-    with recorder.on(), undisturbed(model), torch.no_grad():
-        outputs = model(**inputs)
-    return head_in(model, recorder.calls, outputs, inputs.get("attention_mask"), patient=False)
-
-
-def head_in(
-    model: nn.Module, calls: Sequence[Call], outputs: Any, mask: Tensor | None, patient: bool = True
-) -> HeadInput:
-    """The head of a model, given the calls of its linear layers in a forward pass.
-
-    Args:
-        model: that has the layers.
-        calls: of the layers.
-        outputs: of the model.
-        mask: `[rows, tokens]`, as the model got it.
-        patient: whether another pass may tell what this one leaves open: which call or which tokens of the head.
-
-    Raises:
-        AmbiguousHeadError: if several layers explain the logits, or one does in several ways.
-        HeadNotFoundError: if none does.
-    """
-    possible = possible_logits(outputs, getattr(getattr(model, "config", None), "num_labels", None))
-    found = {place: explanations(calls, logits, mask, place) for place, logits in possible.items()}
-    heads = [head for explained in found.values() for head in explained]
-    if not heads:
-        _refuse(model, calls, possible)
-    names = listed(model, dict.fromkeys(module for head in heads for module in head.heads))
-    if len({head.heads for head in heads}) > 1:
-        raise AmbiguousHeadError(
-            f"{type(model).__name__} has several layers whose outputs are its logits ({names}); name the "
-            "classifier by feature_layer"
-        )
-    if not all(found.values()):
-        raise AmbiguousHeadError(
-            f"{type(model).__name__} has several outputs that could be its logits; call them 'logits', set "
-            f"config.num_labels, or name the classifier by feature_layer (it could be {names})"
-        )
-    return _one_way(model, heads, calls, outputs, mask, patient)
-
-
-def _one_way(
-    model: nn.Module,
-    heads: Sequence[HeadInput],
-    calls: Sequence[Call],
-    outputs: Any,
-    mask: Tensor | None,
-    patient: bool,
-) -> HeadInput:
-    """The first of several ways from one layer to the logits, once a batch has told them apart if it may."""
-    if patient and any(head.differs_from(heads[0], calls, outputs, mask) for head in heads[1:]):
-        raise AmbiguousHeadError(
-            f"{type(model).__name__} makes its logits of the outputs of {listed(model, heads[0].heads)} in several "
-            "ways, as far as one batch shows"
-        )
-    return heads[0]
-
-
-def explanations(calls: Sequence[Call], logits: Tensor, mask: Tensor | None, place: Any) -> list[HeadInput]:
-    """Every way in which the logits are the outputs of one of these layers; else such averages of two calls."""
-    if logits.ndim != 2:
-        return []
-    logits = logits.detach()
-    made = [(call.module, call.output.detach()) for call in calls if isinstance(call.output, Tensor)]
-    modules = [module for module, _ in made]
-    found = []
-    for module in dict.fromkeys(modules[::-1]):
-        own = [output for each, output in made if each is module]
-        if len(own) > 1 and is_mean(own, logits):
-            found.append(HeadInput((module,) * len(own), "row", tuple(range(len(own))), place))
-        for number, output in reversed(list(enumerate(own))):
-            index = None if len(own) == 1 else number
-            found += [HeadInput(module, pooling, (index,), place) for pooling in poolings(output, logits, mask)]
-    if found:
-        return found
-    fits = [number for number, (_, output) in enumerate(made) if output.shape == logits.shape]
-    pairs = [pair for pair in combinations(fits, 2) if is_mean([made[number][1] for number in pair], logits)]
-    return [
-        HeadInput(tuple(modules[n] for n in pair), "row", tuple(_call_index(modules, n) for n in pair), place)
-        for pair in pairs
-    ]
-
-
-def named_head(
-    model: nn.Module,
-    name: str,
-    calls: Sequence[Call],
-    outputs: Any,
-    mask: Tensor | None,
-    pooling: str,
-    patient: bool = True,
-) -> HeadInput:
-    """The input of the module that the user has named, whether its output is the logits or not.
-
-    Args:
-        model: that has the module.
-        name: as of `module_named`.
-        calls: of the module, in a forward pass.
-        outputs: of the model.
-        mask: `[rows, tokens]`, as the model got it.
-        pooling: of tokens, where the output is not the logits.
-        patient: as of `head_in`.
-
-    Raises:
-        HeadNotFoundError: if the module was not called, or with something else than features of rows.
-    """
-    module = module_named(model, name)
-    possible = possible_logits(outputs)
-    ways = [way for place, logits in possible.items() for way in explanations(calls, logits, mask, place)]
-    if ways:
-        return _one_way(model, ways, calls, outputs, mask, patient)
-    given = calls[-1].given if calls else None
-    if given is None or not given.is_floating_point() or given.ndim not in (2, 3, 4):
-        what = "no tensor, or was not called with a graph (as within reentrant checkpointing)"
-        what = what if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
-        raise HeadNotFoundError(
-            f"the module {name!r} was given {what}, and features are floats [rows, d], [rows, tokens, d] or "
-            "[rows, d, height, width]; take another feature_layer"
-        )
-    poolings = {2: "row", 3: pooling, 4: "places"}
-    return HeadInput(module, poolings[given.ndim])
+    with recorder.on(model), undisturbed(model), torch.no_grad():
+        model(**inputs)
+    return head_in(model, recorder, patient=False)
 
 
 def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]], find: FindReader = find_head) -> Tensor:
@@ -173,6 +56,55 @@ def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]], fin
     return torch.cat(rows)
 
 
+def head_in(model: nn.Module, seen: Recorder, patient: bool) -> HeadInput:
+    """The head, given the calls of a model's linear layers in a forward pass.
+
+    Raises:
+        AmbiguousHeadError: if several layers explain the logits; or one does in several ways, and `patient` says that
+            another pass may tell these apart.
+        HeadNotFoundError: if none does.
+    """
+    possible = possible_logits(seen.outputs, getattr(getattr(model, "config", None), "num_labels", None))
+    found = {place: _explanations(seen, logits, place) for place, logits in possible.items()}
+    heads = [head for explained in found.values() for head in explained]
+    if not heads:
+        _refuse(model, seen.calls, list(possible.values()))
+    names = listed(model, dict.fromkeys(module for head in heads for module in head.heads))
+    if len({head.heads for head in heads}) > 1:
+        raise AmbiguousHeadError(
+            f"{type(model).__name__} has several layers whose outputs are its logits ({names}); name the "
+            "classifier by feature_layer"
+        )
+    if not all(found.values()):
+        raise AmbiguousHeadError(
+            f"{type(model).__name__} has several outputs that could be its logits; call them 'logits', set "
+            f"config.num_labels, or name the classifier by feature_layer (it could be {names})"
+        )
+    return _one_way(model, heads, seen, patient)
+
+
+def named_head(model: nn.Module, name: str, seen: Recorder, pooling: str, patient: bool) -> HeadInput:
+    """The input of the module that the user has named; where its output is not the logits, its tokens are pooled.
+
+    Raises:
+        HeadNotFoundError: if the module was not called, or with something else than features of rows.
+    """
+    ways = [
+        way for place, logits in possible_logits(seen.outputs).items() for way in _explanations(seen, logits, place)
+    ]
+    if ways:
+        return _one_way(model, ways, seen, patient)
+    given = seen.calls[-1].given if seen.calls else None
+    if given is None or not given.is_floating_point() or given.ndim not in (2, 3, 4):
+        what = "no tensor, or was not called with a graph (as within reentrant checkpointing)"
+        what = what if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
+        raise HeadNotFoundError(
+            f"the module {name!r} was given {what}, and features are floats [rows, d], [rows, tokens, d] or "
+            "[rows, d, height, width]; take another feature_layer"
+        )
+    return HeadInput(module_named(model, name), {2: "row", 3: pooling, 4: "places"}[given.ndim])
+
+
 def refuse_multiple_choice(model: nn.Module) -> NoReturn:
     """Raise `HeadNotFoundError` for a model that has one logit for each choice."""
     raise HeadNotFoundError(
@@ -181,9 +113,66 @@ def refuse_multiple_choice(model: nn.Module) -> NoReturn:
     )
 
 
-def _refuse(model: nn.Module, calls: Sequence[Call], possible: Mapping[Any, Tensor]) -> NoReturn:
+def _one_way(model: nn.Module, heads: Sequence[HeadInput], seen: Recorder, patient: bool) -> HeadInput:
+    """The first of several ways from one layer to the logits, unless they differ and another batch may decide."""
+    if patient and any(head.differs_from(heads[0], seen) for head in heads[1:]):
+        raise AmbiguousHeadError(
+            f"{type(model).__name__} makes its logits of the outputs of {listed(model, heads[0].heads)} in several "
+            "ways, as far as one batch shows"
+        )
+    return heads[0]
+
+
+def _explanations(seen: Recorder, logits: Tensor, place: Any) -> list[HeadInput]:
+    """Every way in which the logits are the outputs of one of these layers; else such averages of two calls."""
+    if logits.ndim != 2:
+        return []
+    logits = logits.detach()
+    made = [call for call in seen.calls if isinstance(call.output, Tensor)]
+
+    def way(calls: Sequence[Call], pooling: str) -> HeadInput:
+        return HeadInput(tuple(call.module for call in calls), pooling, tuple(map(seen.index, calls)), place)
+
+    found = []
+    for module in dict.fromkeys(call.module for call in reversed(made)):
+        own = [call for call in made if call.module is module]
+        if len(own) > 1 and _is_mean(own, logits):
+            found.append(way(own, "row"))
+        for call in reversed(own):
+            found += [way([call], pooling) for pooling in _poolings(call.output.detach(), logits, seen.mask)]
+    if not found:
+        fits = [call for call in made if call.output.shape == logits.shape]
+        found = [way(pair, "row") for pair in combinations(fits, 2) if _is_mean(pair, logits)]
+    return found
+
+
+def _poolings(output: Tensor, logits: Tensor, mask: Tensor | None) -> list[str]:
+    """The ways from a head's output to the logits, of those that `HeadInput` names."""
+    if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1]:
+        return []
+    output, logits = output.nan_to_num(), logits.nan_to_num()  # a row of NaN hides no head
+    if output.ndim == 2:
+        return ["row"] if torch.equal(output.to(logits.dtype), logits) else []
+    output = output.flatten(1, -2)
+    is_picked = (output.to(logits.dtype) == logits[:, None]).all(-1).any(1).all()
+    return ["picked"] * bool(is_picked) + ["mean"] * _is_close(masked_mean(output, mask), logits)
+
+
+def _is_mean(calls: Sequence[Call], logits: Tensor) -> bool:
+    """Whether the logits are the mean of the outputs of several calls of a head, or of two heads."""
+    outputs = [call.output.detach() for call in calls]
+    same_shape = all(output.shape == logits.shape for output in outputs)
+    return same_shape and _is_close(torch.stack(outputs).mean(0), logits)
+
+
+def _is_close(average: Tensor, logits: Tensor) -> bool:
+    """Whether an average is the logits, up to the rounding of its precision."""
+    tolerance = 16 * torch.finfo(average.dtype).eps * float(logits.abs().max())
+    return torch.allclose(average.to(logits.dtype), logits, rtol=0.0, atol=tolerance)
+
+
+def _refuse(model: nn.Module, calls: Sequence[Call], logits: Sequence[Tensor]) -> NoReturn:
     """Raise `HeadNotFoundError`, with what stands in the way of finding a head and which layers could be meant."""
-    logits = list(possible.values())
     for output in (call.output for call in calls if isinstance(call.output, Tensor) and call.output.shape[-1] == 1):
         alike = [entry for entry in logits if output.numel() == entry.numel() > len(entry)]
         if any(torch.equal(output.reshape(entry.shape).to(entry.dtype), entry) for entry in alike):
@@ -197,9 +186,3 @@ def _refuse(model: nn.Module, calls: Sequence[Call], possible: Mapping[Any, Tens
         f"{type(model).__name__} has no linear layer whose output makes its logits; name the classifier by "
         f"feature_layer{could}"
     )
-
-
-def _call_index(modules: Sequence[nn.Module], number: int) -> int | None:
-    """Of modules in the order of their calls, which of its own calls one is; None if it is the only."""
-    module = modules[number]
-    return None if modules.count(module) == 1 else modules[:number].count(module)

@@ -1,4 +1,4 @@
-"""Forward passes that leave no trace: modes, buffers, random states and batches are as before."""
+"""Forward passes that leave no trace: modes, buffers and random states are as before."""
 
 import random
 from collections.abc import Iterator
@@ -36,18 +36,26 @@ class RandomState:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's mode and the state of every random number generator are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """The state of every random number generator is as before afterwards."""
     state = RandomState.capture(device)
-    model.eval()
     try:
         yield
     finally:
         state.restore(device)
-        for module, training in modes:
-            module.training = training
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's mode and every random number generator are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    with kept_random_state(next(model.parameters()).device):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 @contextmanager

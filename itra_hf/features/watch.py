@@ -1,8 +1,9 @@
 """The features of a training run: found in its first forward pass, read in every one after."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import Parameter, signature
 from typing import Any, cast
 
@@ -14,28 +15,20 @@ from itra_hf.features.layers import linear_layers, module_named
 from itra_hf.features.reader import AmbiguousHeadError, FeatureReader, HeadNotFoundError
 from itra_hf.features.recorder import Call, Recorder, logits_at, possible_logits
 from itra_hf.features.search import head_in, named_head
-from itra_hf.features.undisturbed import RandomState, kept_buffers, undisturbed
+from itra_hf.features.undisturbed import kept_buffers, kept_random_state, undisturbed
 
 LARGEST = 2**20  # entries in the output of a layer that the first forward pass looks at
 
 
 @dataclass
 class Seen:
-    """What a forward pass has shown of its features.
-
-    Attributes:
-        reader: of the features.
-        calls: those that it reads.
-        inputs: what the model was given, by name.
-        outputs: what the model returned.
-        has_other_passes: whether it was also called without gradient.
-    """
+    """What a forward pass has shown of its features."""
 
     reader: FeatureReader
-    calls: list[Call]
-    inputs: dict[str, Any]
+    calls: list[Call]  # those that the reader reads
+    inputs: dict[str, Any]  # of the model, by name
     outputs: Any
-    has_other_passes: bool
+    has_other_passes: bool  # of the model, without gradient
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -48,22 +41,29 @@ class Seen:
         logits = logits_at(self.outputs, self.reader.place)
         return None if logits is None else logits.detach()
 
-    def rows(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        """The features, `[rows, d]`, of tensors in the place of `tensors`."""
-        return self.reader.pool(tensors, self.calls, self.outputs, self.inputs.get("attention_mask"))
+    @cached_property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The same as `tensors`, outside the task's graph."""
+        return tuple(tensor.detach().requires_grad_() for tensor in self.tensors)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The features, `[rows, d]`, made of the leaves."""
+        with torch.enable_grad():
+            return self.reader.pool(self.leaves, self.calls, self.outputs, self.inputs.get("attention_mask"))
 
 
 class FeatureWatch:
     """Watches the training forward passes of a model, one `watching` each, and leaves no hook behind.
 
     As long as the features are not known, every layer that could make them is watched; then only those that do. A
-    forward pass in which they are not reached (another head for each task, a head that was replaced) goes without, and
-    from then on every pass is looked at anew.
+    forward pass may not reach them: with another head for each task, or with a head that was replaced. Such a pass has
+    no features, and from then on every pass is searched anew.
 
     Args:
         model: unwrapped.
-        layer: `"head"`, the name of a module, or the index of a hidden state.
-        pooling: of a hidden state, or of the tokens that a module is given.
+        layer: as of `feature_layer`.
+        pooling: as of `feature_pooling`.
     """
 
     def __init__(self, model: nn.Module, layer: str, pooling: str) -> None:
@@ -71,21 +71,18 @@ class FeatureWatch:
         self.layer = hidden_state_index(layer)
         self.name = layer if layer != "head" and self.layer is None else None
         self.reader: FeatureReader | None = None
-        self.passes = 0  # forward passes of the training that were seen
         self.patient = True  # while another pass may tell what one leaves open
-        self._guards: AbstractContextManager[Any] = nullcontext()
+        self._kept = ExitStack()  # what a compiled model keeps from pass to pass
         self._roams, self._is_compiled = False, False
         self._width: int | None = None  # of the logits, where it is not what the config says
         self._known: dict[tuple[nn.Module, ...], FeatureReader | None] = {}
-        self._recorder: Recorder | None = None
+        self._recorder = Recorder([])
 
     @contextmanager
     def watching(self, model: nn.Module, graph_only: bool = True) -> Iterator[None]:
-        """Watch the forward passes of a model within this context.
+        """Watch the forward passes of a model, of a compiled one its wrapper's, within this context.
 
-        Args:
-            model: the one that is called; of a compiled one the wrapper.
-            graph_only: leave out passes without gradient.
+        `graph_only` leaves out passes without gradient.
         """
         searches = self.reader is None or self._roams
         self._recorder = self._search() if searches else cast(FeatureReader, self.reader).recorder
@@ -97,22 +94,14 @@ class FeatureWatch:
             self._recorder.clear()
 
     def find(self, forward: Callable[[], Any]) -> None:
-        """Find the features by an extra forward pass, after which model and random state are as they were.
-
-        A compiled model needs it, and one whose graph is to begin at the features.
-        """
-        device, passes = next(self.model.parameters()).device, self.passes
-        state = RandomState.capture(device)
-        for _ in range(2):  # a second time where the first has told how many logits there are
-            try:
-                with kept_buffers(self.model), torch.no_grad(), self.watching(self.model, graph_only=False):
+        """Find the features by an extra forward pass, after which model and random state are as they were."""
+        device = next(self.model.parameters()).device
+        for _ in range(2):  # the second time, if the first has only shown how many logits there are
+            watching = self.watching(self.model, graph_only=False)
+            if self.reader is None:
+                with kept_random_state(device), kept_buffers(self.model), torch.no_grad(), watching:
                     forward()
                     self.seen()
-            finally:
-                state.restore(device)
-                self.passes = passes
-            if self.reader is not None:
-                return
 
     def seen(self) -> Seen | None:
         """What the last forward pass within `watching` has shown; None where the features were not reached.
@@ -122,12 +111,9 @@ class FeatureWatch:
             HeadNotFoundError: if the model has no such features.
         """
         recorder = self._recorder
-        if recorder is None or recorder.inputs is None:
+        if recorder.inputs is None:
             return None
-        self.passes += 1
-        reader = self.reader
-        if reader is None or self._roams:
-            reader = self._look_up(recorder)
+        reader = self._look_up(recorder) if self.reader is None or self._roams else self.reader
         if reader is None:
             return None
         calls = reader.select(recorder.calls)
@@ -143,15 +129,15 @@ class FeatureWatch:
         return Seen(reader, calls, recorder.inputs, recorder.outputs, recorder.has_other_passes)
 
     @property
-    def inputs(self) -> dict[str, Any]:
-        """What the model was given in the last forward pass within `watching`, by name."""
-        return (self._recorder.inputs if self._recorder is not None else None) or {}
+    def inputs(self) -> dict[str, Any] | None:
+        """What the model was given in the last pass within `watching`, by name; None where it was not called."""
+        return self._recorder.inputs
 
     @property
     def width(self) -> int | None:
-        """How many logits a row had in the last forward pass within `watching`; None where that cannot be told."""
-        possible = possible_logits(self._recorder.outputs if self._recorder is not None else None)
-        widths = {logits.shape[-1] for logits in possible.values() if logits.ndim == 2}
+        """How many logits a row had in the last forward pass within `watching`; None where that is unclear."""
+        possible = possible_logits(self._recorder.outputs).values()
+        widths = {logits.shape[-1] for logits in possible if logits.ndim == 2}
         return widths.pop() if len(widths) == 1 else None
 
     def keep_hooks(self) -> None:
@@ -159,17 +145,14 @@ class FeatureWatch:
         self._is_compiled = True
         if self.reader is not None:
             self.reader.recorder.attach()
+            self._kept.callback(self.reader.recorder.detach)
             torch.compiler.reset()  # else a graph that the process has of such a model would be taken, without hooks
             # Else the graph of one block would serve its twin, whose module has the hook.
-            self._guards = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
-            self._guards.__enter__()
+            self._kept.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
 
     def close(self) -> None:
         """Take off the hooks that a compiled model keeps from pass to pass."""
-        if self.reader is not None:
-            self.reader.recorder.detach()
-        self._guards.__exit__(None, None, None)
-        self._guards = nullcontext()
+        self._kept.close()
 
     def _search(self) -> Recorder:
         if self.name is not None:
@@ -200,20 +183,17 @@ class FeatureWatch:
                 self._known[key] = None
         return self._known[key]
 
-    def _explain(self, recorder: Recorder) -> FeatureReader | None:
-        calls, outputs, mask = recorder.calls, recorder.outputs, (recorder.inputs or {}).get("attention_mask")
+    def _explain(self, seen: Recorder) -> FeatureReader | None:
         if self.layer is not None:
-            return HiddenState.explain(calls, outputs, self.layer, self.pooling, type(self.model).__name__)
+            return HiddenState.explain(seen, self.layer, self.pooling, type(self.model).__name__)
         if self.name is not None:
-            return named_head(self.model, self.name, calls, outputs, mask, self.pooling, self.patient)
+            return named_head(self.model, self.name, seen, self.pooling, self.patient)
         try:
-            return head_in(self.model, calls, outputs, mask, self.patient)
-        except AmbiguousHeadError:
-            raise
-        except HeadNotFoundError:
-            widths = {logits.shape[-1] for logits in possible_logits(outputs).values()}
-            unseen = {cast(nn.Linear, layer).out_features for layer in recorder.left_out} & widths
-            if not unseen:
+            return head_in(self.model, seen, self.patient)
+        except HeadNotFoundError as error:
+            widths = {logits.shape[-1] for logits in possible_logits(seen.outputs).values()}
+            unseen = {cast(nn.Linear, layer).out_features for layer in seen.left_out} & widths
+            if isinstance(error, AmbiguousHeadError) or not unseen:
                 raise
             self._width = min(unseen)  # the next pass looks at these layers, however large their outputs are
             return None

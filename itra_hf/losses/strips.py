@@ -78,7 +78,7 @@ def _strips(rows: int) -> list[slice]:
 
 def _scaled(z: Tensor, has_unit: bool = True) -> tuple[Tensor, Tensor | float, Tensor]:
     """Return x, u and |z - mean|. Scatter lost in rounding noise gives x = 0 and u = infinity."""
-    x = z - z[:1]  # exact where a constant is large beside the scatter
+    x = z - z[:1]  # exact where a constant is large against the scatter
     x -= x.mean(0)
     spread = _norm(x)
     if not has_unit:
@@ -91,7 +91,7 @@ def _scaled(z: Tensor, has_unit: bool = True) -> tuple[Tensor, Tensor | float, T
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Return |x| in float64, for squares of 1e-22 are 0 in float32; by parts, since that takes a copy of them."""
+    """Return |x| in float64, because squares of 1e-22 are 0 in float32. It copies, so it takes the rows by parts."""
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     parts = x.split(max(1, STRIP // max(x.shape[1], 1)))
     norms: list[Tensor] = [torch.linalg.vector_norm(part, dtype=wide) for part in parts]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,8 +17,6 @@ from itra_hf.labels import label_kind, label_name
 COLUMNS = (Sequence, np.ndarray, Tensor, pandas.Series)
 PROBED = 256  # rows that are collated at most, to see which of several columns the model gets
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Collate = Callable[[list[int]], Any]
 
 
@@ -34,14 +32,13 @@ def class_column(dataset: Any, model: nn.Module, names: Sequence[str], labels_of
     could hold the labels, the one counts whose rows are alike where the collated labels are.
 
     Args:
-        dataset: a `datasets.Dataset`, a list of examples, a `TensorDataset`, a data set with its labels in `targets` or
-            `labels`, or a `Subset` or `ConcatDataset` of such.
+        dataset: as `ITRATrainer.get_train_labels` knows them.
         model: whose config may say that labels are no classes.
         names: of the columns that could hold the labels, the likeliest first.
         labels_of: the labels that the model gets for some rows.
 
     Returns:
-        None where rows have no class, or where it cannot be told without loading the rows.
+        None where rows have no class, or where it is unknown without loading the rows.
     """
     found = {name: _classes(values) for name, values in _columns(dataset, names).items()}
     known = {name: classes for name, classes in found.items() if classes is not None}
@@ -53,12 +50,18 @@ def class_column(dataset: Any, model: nn.Module, names: Sequence[str], labels_of
 
 def first_labels(dataset: Any, names: Sequence[str]) -> list[Any]:
     """The label of the first row, from every column of a `datasets.Dataset` or a list that could hold it."""
-    if isinstance(dataset, datasets.Dataset) and len(dataset):
-        there = [name for name in names if name in dataset.column_names]
-        return list(dataset.with_format(None).select_columns(there)[0].values()) if there else []
-    if isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
-        return [dataset[0][name] for name in names if name in dataset[0]]
-    return []
+    there = _names_in(dataset, names)
+    if isinstance(dataset, datasets.Dataset) and there and len(dataset):
+        return list(dataset.with_format(None).select_columns(there)[0].values())
+    return [dataset[0][name] for name in there] if isinstance(dataset, list) else []
+
+
+def _names_in(dataset: Any, names: Sequence[str]) -> list[str]:
+    """Those of the names that a `datasets.Dataset` or a list of examples has."""
+    if isinstance(dataset, datasets.Dataset):
+        return [name for name in names if name in dataset.column_names]
+    first = dataset[0] if isinstance(dataset, list) and dataset else None
+    return [name for name in names if name in first] if isinstance(first, Mapping) else []
 
 
 def _columns(dataset: Any, names: Sequence[str]) -> dict[str, np.ndarray | None]:
@@ -71,12 +74,9 @@ def _columns(dataset: Any, names: Sequence[str]) -> dict[str, np.ndarray | None]
     if isinstance(dataset, TensorDataset):
         integers = [tensor for tensor in dataset.tensors if not (tensor.is_floating_point() or tensor.is_complex())]
         return {str(number): _flat(each) for number, each in enumerate(integers) if _is_one(each[:1])}
-    if isinstance(dataset, datasets.Dataset):
-        there = [name for name in names if name in dataset.column_names]
-        return {name: _flat(_arrow_column(dataset, name)) for name in there}
-    if isinstance(dataset, list):
-        there = [name for name in names if dataset and isinstance(dataset[0], Mapping) and name in dataset[0]]
-        return {name: _flat(_of_rows(dataset, name)) for name in there}
+    if isinstance(dataset, (datasets.Dataset, list)):
+        read = _of_rows if isinstance(dataset, list) else _arrow_column
+        return {name: _flat(read(dataset, name)) for name in _names_in(dataset, names)}
     kept = {name: _attribute(dataset, name) for name in ("targets", "labels")}  # as in torchvision
     return {name: _flat(values) for name, values in kept.items() if values is not None}
 
@@ -89,13 +89,13 @@ def _joined(parts: list[dict[str, np.ndarray | None]]) -> dict[str, np.ndarray |
     return joined
 
 
-def _or_none(read: Callable[P, T]) -> Callable[P, T | None]:
+def _or_none(read: Callable[..., Any]) -> Callable[..., Any]:
     """None where reading fails, however: rows whose classes cannot be read can still be trained in a random order."""
 
     @wraps(read)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
+    def guarded(*args: Any) -> Any:
         try:
-            return read(*args, **kwargs)
+            return read(*args)
         except Exception:
             return None
 
@@ -111,7 +111,7 @@ def _arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     column, indices = dataset.data.column(name), dataset._indices  # whose public ways gather row by row
     column = column if indices is None else column.take(indices.column(0))
     while pyarrow.types.is_nested(column.type):
-        lengths = pyarrow.compute.min_max(pyarrow.compute.list_value_length(column))  # an error but for lists
+        lengths = pyarrow.compute.min_max(pyarrow.compute.list_value_length(column))  # only of lists; else an error
         if column.null_count or set(lengths.as_py().values()) != {1}:
             return None
         column = pyarrow.compute.list_flatten(column)
@@ -161,7 +161,7 @@ def _classes(values: np.ndarray | None) -> Tensor | None:
     if values is None or values.dtype.kind == "c":
         return None
     if values.dtype.kind in "iub":
-        return torch.as_tensor(values.astype(np.int64))  # a copy, for arrow's memory is read-only
+        return torch.as_tensor(values.astype(np.int64))  # a copy, because arrow's memory is read-only
     try:
         codes, known = pandas.factorize(values, use_na_sentinel=False)
     except TypeError:  # such as dicts
@@ -171,7 +171,7 @@ def _classes(values: np.ndarray | None) -> Tensor | None:
 
 
 def _reaching(known: dict[str, Tensor], labels_of: Collate) -> dict[str, Tensor]:
-    """Of several columns those that the model gets; all where that cannot be told."""
+    """Of several columns those that the model gets; all where that is unknown."""
     rows = np.unique(np.stack([np.asarray(classes) for classes in known.values()]), axis=1, return_index=True)[1]
     rows = rows[:PROBED]
     given = labels_of(rows.tolist())

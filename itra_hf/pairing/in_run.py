@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +12,16 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from itra_hf.features import RandomState
+from itra_hf.features import kept_random_state
 from itra_hf.labels import label_name, labels_in
 from itra_hf.pairing.sampler import ClassPairedSampler
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What orders the rows of a run.
+    """What orders the rows of a run, why a batch may hold no couples of one class, and what to do about it."""
 
-    Attributes:
-        sampler: that pairs rows by class, as a data loader was given it; None where something else orders them.
-        reason: why a batch may hold no couples of one class.
-        way_out: what to do about it.
-    """
-
-    sampler: ClassPairedSampler | None = None
+    sampler: ClassPairedSampler | None = None  # None where something else orders them
     reason: str = ""
     way_out: str = "order the rows as itra_hf.ClassPairedSampler(labels) does"
 
@@ -42,15 +37,9 @@ UNKNOWN = Pairing(
 
 
 def pair_rows(trainer: Any, train_dataset: Any, parent_sampler: Any) -> Pairing:
-    """How rows are ordered under `pairing="class"`.
+    """How an ITRATrainer orders its rows under `pairing="class"`.
 
-    Args:
-        trainer: whose arguments say how its rows are drawn, and which tells the class of every row.
-        train_dataset: as `_get_train_sampler` is given it.
-        parent_sampler: the method `_get_train_sampler` of the class after ITRATrainer.
-
-    Raises:
-        ValueError: if there is not one label a row.
+    The other arguments are what its `_get_train_sampler` is given, and that method of the class after ITRATrainer.
     """
     if not trainer.matching_is_on:
         return WAS_OFF
@@ -59,14 +48,11 @@ def pair_rows(trainer: Any, train_dataset: Any, parent_sampler: Any) -> Pairing:
         dataset = train_dataset  # else the whole one: Trainer gives it without the columns that no model takes
     if not has_length(dataset):
         return not_asked(trainer)
-    orders = ""
     if args.train_sampling_strategy != "random":
-        orders = f"train_sampling_strategy={args.train_sampling_strategy!r}"
-    elif parent_sampler.__func__ is not Trainer._get_train_sampler:
-        orders = parent_sampler.__qualname__
-    if orders:
-        way_out = "take train_sampling_strategy='random'" if "=" in orders else Pairing.way_out
-        return Pairing(reason=f"{orders} decides on the order of the rows", way_out=way_out)
+        orders = f"train_sampling_strategy={args.train_sampling_strategy!r} decides on the order of the rows"
+        return Pairing(reason=orders, way_out="take train_sampling_strategy='random'")
+    if parent_sampler.__func__ is not Trainer._get_train_sampler:
+        return Pairing(reason=f"{parent_sampler.__qualname__} decides on the order of the rows")
     labels = trainer.get_train_labels(dataset)
     if labels is None:
         return UNKNOWN
@@ -79,31 +65,8 @@ def pair_rows(trainer: Any, train_dataset: Any, parent_sampler: Any) -> Pairing:
     trainer.remove_callback(SetSamplerEpoch)
     trainer.add_callback(SetSamplerEpoch(sampler))
     those = " or ".join([*_own_methods(trainer), "the data set", "the data collator"])
-    return Pairing(
-        sampler, f"{those} gives other rows than the sampler ordered", "let it keep the rows and their order"
-    )
-
-
-def share_in_couples(labels: Tensor, by_class: bool) -> float:
-    """The share of a batch's rows that stand in a couple of one class, one row on each side.
-
-    Args:
-        labels: the class of every row, `[n]` integers.
-        by_class: whether each class's rows are dealt to the sides in turn; else rows 2k and 2k + 1 are the couples.
-
-    Example:
-        >>> import torch
-        >>> share_in_couples(torch.tensor([0, 1, 1, 0]), by_class=True)
-        1.0
-        >>> share_in_couples(torch.tensor([0, 1, 1, 0]), by_class=False)
-        0.0
-    """
-    classes = labels.tolist()
-    if by_class:
-        couples = sum(count // 2 for count in Counter(classes).values())
-    else:
-        couples = sum(source == target for source, target in zip(classes[0::2], classes[1::2], strict=False))
-    return 2 * couples / max(len(classes), 1)
+    reason = f"{those} gives other rows than the sampler ordered"
+    return Pairing(sampler, reason, way_out="let it keep the rows and their order")
 
 
 def not_asked(trainer: Any) -> Pairing:
@@ -125,22 +88,25 @@ def _own_methods(trainer: Any) -> list[str]:
 class Couples:
     """Looks at the classes of a run's first batches, whether their couples share one.
 
-    Attributes:
-        by_class: as of `share_in_couples`.
-        rows: of the first batch.
+    A couple is one row on each side. The sides are dealt by class, or rows 2k and 2k + 1 are the couples.
     """
 
     LOOKED_AT = 64  # rows, in three batches at least
 
     def __init__(self) -> None:
-        self.by_class, self.rows = True, 0
+        self.by_class, self.rows = True, 0  # rows of the first batch
         self._shares: list[float] = []
 
     def look_at(self, labels: Tensor) -> None:
         """Note a batch, if it is one of the first that are as large as the very first."""
         if not self.are_seen and len(labels) >= max(self.rows, 2):
             self.rows = self.rows or len(labels)
-            self._shares.append(share_in_couples(labels, self.by_class))
+            self._shares.append(2 * self._count(labels.tolist()) / len(labels))
+
+    def _count(self, classes: list[int]) -> int:
+        if self.by_class:
+            return sum(count // 2 for count in Counter(classes).values())
+        return sum(source == target for source, target in zip(classes[0::2], classes[1::2], strict=False))
 
     @property
     def are_seen(self) -> bool:
@@ -176,16 +142,12 @@ class Couples:
 
 def collated_labels(trainer: Any, dataset: Any, rows: list[int]) -> Any:
     """The labels that the trainer's model gets for some rows of a data set; None where they do not collate."""
-    state = RandomState.capture(trainer.args.device)
-    try:
+    with kept_random_state(trainer.args.device), suppress(Exception):  # what serves only in training: the names decide
         few = dataset.select(rows) if isinstance(dataset, datasets.Dataset) else Subset(dataset, rows)
         loader = trainer.get_test_dataloader(few)
         examples = [copy.deepcopy(loader.dataset[number]) for number in range(len(rows))]  # a collator may edit them
         return labels_in(loader.collate_fn(examples), label_name(trainer.label_names))
-    except Exception:  # a transform or a collator that serves only within training: the names decide
-        return None
-    finally:
-        state.restore(trainer.args.device)
+    return None
 
 
 class SetSamplerEpoch(TrainerCallback):

@@ -30,14 +30,7 @@ def choose_form(args: MatchingArguments, kind: LabelKind | None) -> str | None:
 
 
 def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> BatchLoss | None:
-    """The matching loss for labels of a kind, with the kernel's options filled in.
-
-    Args:
-        args: the options; `matching` names the form.
-        kind: what the labels are; None where a batch holds none.
-
-    Returns:
-        The loss, or None where `"auto"` finds no labels of whole rows.
+    """The matching loss for labels of a kind, None of a batch without; None where `"auto"` finds no labels of rows.
 
     Raises:
         ValueError: where the form that was asked for does not fit the labels. The loss raises `HeadNotFoundError` where
@@ -46,35 +39,42 @@ def choose_matching_loss(args: MatchingArguments, kind: LabelKind | None) -> Bat
     name = choose_form(args, kind)
     if name is None:
         return None
-    if kind is None and name != "marginal":
-        raise ValueError(
-            f"matching={name!r} needs labels, and the batch holds none under the model's label name; "
-            "add a label column, or take matching='marginal'"
-        )
-    if kind == "tokens" and name != "marginal":
-        raise ValueError(
-            f"matching={name!r} needs one label per row, but the labels are one per token; name a module "
-            "by feature_layer, and take matching='marginal', which matches one row for each text"
-        )
-    if name == "class_conditional" and kind != "classes":
-        raise ValueError(
-            f"matching='class_conditional' needs one integer class per row, but the labels are {kind}; "
-            "take matching='joint' or 'marginal'"
-        )
+    if name != "marginal":
+        _check_kind(name, kind)
     label_kernel = None if name == "marginal" else LABEL_KERNELS[str(kind)]
     form = Form(label_kernel, name == "class_conditional", args.bandwidth, args.num_bandwidths)
 
-    signs: dict[int, Tensor] = {}  # by the number of rows, for a batch of as many needs no other
+    signs: dict[int, Tensor] = {}  # by the number of rows: made once, since making one takes launches on a GPU
 
     def loss(rows: Tensor, labels: Tensor | None) -> Matched:
         of_kind = None if label_kernel is None else _same_kind(labels, name, kind)
         if label_kernel == "delta":
             return mmd(rows, None, of_kind, form)
         if len(rows) not in signs:
-            signs[len(rows)] = _alternating(rows)
+            signs[len(rows)] = torch.ones(len(rows), device=rows.device)
+            signs[len(rows)][1::2] = -1
         return mmd(rows, signs[len(rows)], None if of_kind is None else _without_gaps(of_kind, kind), form)
 
     return loss
+
+
+def _check_kind(form: str, kind: LabelKind | None) -> None:
+    """Refuse a form that compares labels where the batch holds none that serve."""
+    if kind is None:
+        raise ValueError(
+            f"matching={form!r} needs labels, and the batch holds none under the model's label name; "
+            "add a label column, or take matching='marginal'"
+        )
+    if kind == "tokens":
+        raise ValueError(
+            f"matching={form!r} needs one label per row, but the labels are one per token; name a module "
+            "by feature_layer, and take matching='marginal', which matches one row for each text"
+        )
+    if form == "class_conditional" and kind != "classes":
+        raise ValueError(
+            f"matching='class_conditional' needs one integer class per row, but the labels are {kind}; "
+            "take matching='joint' or 'marginal'"
+        )
 
 
 def of_own_loss(loss: MatchingLoss) -> BatchLoss:
@@ -103,13 +103,6 @@ def gradient_at(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
 
 
-def _alternating(rows: Tensor) -> Tensor:
-    """1, -1, 1, -1, ... for an interleaved batch."""
-    sign = torch.ones(len(rows), device=rows.device)
-    sign[1::2] = -1
-    return sign
-
-
 def _same_kind(labels: Tensor | None, form: str, kind: LabelKind | None) -> Tensor:
     """The labels of a batch, which are of the kind that the first batch held."""
     if labels is None:
@@ -127,10 +120,7 @@ def _same_kind(labels: Tensor | None, form: str, kind: LabelKind | None) -> Tens
 
 
 def _without_gaps(labels: Tensor, kind: LabelKind | None) -> Tensor:
-    """Labels whose missing entries say nothing, as a loss masks them: NaN, infinite ones, -100 among several.
-
-    In a vector they become 0; of numbers they become the mean of the others.
-    """
+    """Labels whose missing entries (NaN, infinite, -100 in a vector) are 0 in a vector, else the mean of the others."""
     known = labels.isfinite()
     if kind == "vectors":
         return labels.masked_fill(~known | (labels == NO_CLASS), 0)

@@ -153,9 +153,9 @@ class CollapseWatch:
                 del self._recent[:-10]
 
     def collapsed(self) -> bool:
-        """Whether the features of all steps since the last call, of its ten last ones at most, had collapsed.
+        """Whether the features of the last steps since the last call, at most ten, had collapsed.
 
-        It asks the device, so call it seldom.
+        It waits for the device, so call it seldom.
         """
         recent, self._recent = self._recent, []
         self._add_up(recent)
@@ -177,5 +177,5 @@ def _scatters(recent: list[tuple[Tensor, int]]) -> Tensor:
 
 
 def on_device(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """Numbers as a tensor; the host does not wait for the device, as it does in `torch.tensor(numbers, device=...)`."""
+    """Numbers as a tensor; the host does not wait for the device, as in `torch.tensor(numbers, device=...)`."""
     return torch.tensor(numbers).to(device, non_blocking=True)

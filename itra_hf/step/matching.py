@@ -1,53 +1,37 @@
-"""How a micro-batch is matched, and the means that are logged."""
+"""How a micro-batch is matched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from itra_hf.config import MatchingArguments
+from itra_hf.config import matching_arguments
 from itra_hf.distributed import Batch, BatchGatherer, gather_numbers, is_distributed, rank
 from itra_hf.features import HeadNotFoundError, Seen
-from itra_hf.labels import LabelKind, label_kind, labels_in
+from itra_hf.labels import LabelKind, label_kind, label_name, labels_in
 from itra_hf.pairing import Couples
-from itra_hf.step.forms import BatchLoss, MatchingLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
+from itra_hf.step.forms import BatchLoss, agree_on_kind, choose_form, choose_matching_loss, of_own_loss
 from itra_hf.step.guards import CollapseWatch, excess_odds
 from itra_hf.step.meeting import Cap, Meeting
 from itra_hf.step.tally import Tally
 
 
 class Matching:
-    """Matches the micro-batches of one training run, and adds up what is logged.
+    """Matches the micro-batches of one run of an ITRATrainer, whose model is unwrapped, and adds up what is logged."""
 
-    Args:
-        args: the options.
-        own_loss: the user's matching loss, if there is one.
-        model: the model in training, unwrapped.
-        device: of the model.
-        label_name: under which a batch holds its labels.
-    """
-
-    def __init__(
-        self,
-        args: MatchingArguments,
-        own_loss: MatchingLoss | None,
-        model: nn.Module,
-        device: torch.device,
-        label_name: str,
-    ) -> None:
-        self.args, self.model, self.device = args, model, device
-        self.own_loss = None if own_loss is None else of_own_loss(own_loss)
-        self.label_name = label_name
+    def __init__(self, trainer: Any, model: nn.Module) -> None:
+        self.args, self.model, self.device = matching_arguments(trainer.args), model, trainer.args.device
+        self.own_loss = None if trainer.matching_loss is None else of_own_loss(trainer.matching_loss)
+        self.label_name = label_name(trainer.label_names)
         self.form: str | None = None  # known with the first batch that is matched, as what follows
         self.kind: LabelKind | None = None
         self.shape: tuple[int, ...] = ()  # of the features
-        self.couples = Couples()
-        self.tally = Tally(device)
+        self.couples, self.tally, self.collapse = Couples(), Tally(self.device), CollapseWatch()
+        self.meetings: list[tuple[Meeting, Tensor]] = []  # of this training step
         self._loss: BatchLoss | None = None
-        self._gatherer, self._collapse = BatchGatherer(device), CollapseWatch()
-        self._meetings: list[tuple[Meeting, Tensor]] = []
-        self._warned_of_collapse = False
+        self._labels_of_batch: Any = None
+        self._gatherer = BatchGatherer(self.device)
         self._has_agreed = False  # with the other ranks, on a batch before the matching has begun
 
     @property
@@ -58,17 +42,14 @@ class Matching:
     def begin(self, labels: Tensor | None, width: int | None, has_features: bool = True) -> None:
         """Choose the loss by the labels of the run's first batch; later calls do nothing.
 
-        Args:
-            labels: of the batch.
-            width: of the logits of a row, where it is known.
-            has_features: whether the features were found in it.
+        The width is that of a row's logits, where it is known.
 
         Raises:
             HeadNotFoundError: if `"auto"` finds no labels that it could match.
             RanksDisagreeError: on every rank, if their batches differ in kind.
             ValueError: if the form that was asked for does not fit the labels.
         """
-        if self._loss is not None:
+        if self.has_begun:
             return
         kind = None if labels is None else label_kind(labels, self.model, width)
         agree_on_kind(kind, has_features, self.device)
@@ -83,44 +64,37 @@ class Matching:
             self._loss, self.form, self.kind = loss, choose_form(self.args, kind), kind
             self.couples.by_class = kind == "classes" and self.own_loss is None and self.form != "marginal"
 
-    def match(self, task_loss: Tensor, seen: Seen, labels: Any, divisor: int, asked: float) -> Tensor:
+    def match(self, task_loss: Tensor, seen: Seen, divisor: int, asked: float) -> Tensor:
         """The task loss of a micro-batch, in whose backward pass the matching's gradient joins the task's.
 
         Args:
             task_loss: scalar.
             seen: of its forward pass.
-            labels: as the batch held them.
             divisor: what the matching loss is divided by, as Trainer will not.
             asked: the matching's weight after the ramp.
-
-        Raises:
-            HeadNotFoundError: if there is nothing to match with.
         """
-        leaves = tuple(tensor.detach().requires_grad_() for tensor in seen.tensors)
-        with torch.enable_grad():
-            rows = seen.rows(leaves)
-        labels = self.labels_for(seen, labels, len(rows))
-        batches = self.gather(rows.detach(), labels)
+        labels = self.labels_for(seen)
+        batches = self.gather(seen.rows.detach(), labels)
         if not batches:
             return task_loss
         value, [gradient] = self.matched([batches])
         gradient = gradient / divisor if divisor > 1 else gradient
-        gradients = torch.autograd.grad(rows, leaves, gradient.to(rows.dtype))
-        excess = excess_odds(seen.logits, labels) if self.is_capped(asked) else None
-        return self.meet(task_loss, seen.tensors, gradients, value, self.cap(asked, excess))
+        return self.meet(task_loss, seen, gradient, value, self.cap(asked, self.excess(asked, seen, labels)))
 
-    def meet(
-        self, task_loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor], value: Tensor, cap: Cap
-    ) -> Tensor:
-        """The task loss, in whose backward pass these gradients join the task's at these tensors."""
-        meeting = Meeting(tensors, gradients, cap)
-        self._meetings.append((meeting, value))
+    def meet(self, task_loss: Tensor, seen: Seen, gradient: Tensor, value: Tensor, cap: Cap) -> Tensor:
+        """The task loss, in whose backward pass this gradient at the rows joins the task's at the features' tensors."""
+        gradients = torch.autograd.grad(seen.rows, seen.leaves, gradient.to(seen.rows.dtype))
+        meeting = Meeting(seen.tensors, gradients, cap)
+        self.meetings.append((meeting, value))
         return meeting.term(task_loss)
 
-    def gather(self, rows: Tensor, labels: Tensor | None) -> list[Batch]:
+    def gather(self, rows: Tensor | None, labels: Tensor | None) -> list[Batch]:
         """The rows `[rows, d]` and labels that are matched, rank by rank; none where a rank has nothing to match."""
-        self.shape = tuple(rows.shape)
-        return self._gather(rows, labels)
+        self.shape = self.shape if rows is None else tuple(rows.shape)
+        if self.args.gather_features or not is_distributed():
+            return self._gatherer.gather(rows, labels)
+        everywhere = all(has_rows for [has_rows] in gather_numbers([int(rows is not None)], self.device))
+        return [(rows, labels)] if rows is not None and everywhere else []
 
     def matched(self, micro_batches: Sequence[list[Batch]]) -> tuple[Tensor, list[Tensor]]:
         """The matching loss of gathered micro-batches, as of one batch, and its gradients at this rank's rows of each.
@@ -137,13 +111,13 @@ class Matching:
             self.couples.look_at(labels)
         self.tally.rows = len(gradient)
         gradients = (gradient * ranks if ranks > 1 else gradient).split([len(part) for part, _ in batches])
-        self._collapse.update(spread, len(gradient))
+        self.collapse.update(spread, len(gradient))
         return value, list(gradients[rank() % ranks :: ranks])
 
     def skip(self) -> None:
         """Pass over a batch in which there is nothing to match; the other ranks pass over theirs."""
         if self.has_begun:
-            self._gather(None, None)
+            self.gather(None, None)
         elif not self._has_agreed:
             agree_on_kind(None, False, self.device)
         self._has_agreed = False
@@ -152,35 +126,30 @@ class Matching:
         """What decides on the weight, given the excess odds where the cap has to be looked at."""
         return Cap(asked, excess, self.args.matching_max_grad_ratio or 1.0)
 
-    def is_capped(self, asked: float) -> bool:
-        """Whether the cap has to be looked at in a step of this weight."""
-        return asked > 0 and self.args.matching_max_grad_ratio is not None
+    def excess(self, asked: float, seen: Seen, labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The excess odds, where the cap has to be looked at in a step of this weight."""
+        is_capped = asked > 0 and self.args.matching_max_grad_ratio is not None
+        return excess_odds(seen.logits, labels) if is_capped else None
 
-    def labels_for(self, seen: Seen, of_batch: Any, rows: int) -> Tensor | None:
-        """The labels of the features' rows as the loss takes them, which the first ones choose.
+    def note_labels(self, inputs: Any) -> None:
+        """Note the labels that a batch holds, before a `compute_loss` may take them out."""
+        self._labels_of_batch = labels_in(inputs, self.label_name)
 
-        Raises:
-            HeadNotFoundError: as `begin` and `labels_of`.
-        """
-        labels = self.labels_of(seen.inputs, of_batch, rows)
-        logits = seen.logits
+    def labels_for(self, seen: Seen) -> Tensor | None:
+        """The labels of the features' rows as the loss takes them; the first ones choose the loss."""
+        labels, logits = self.labels_of(seen.inputs, len(seen.rows)), seen.logits
         self.begin(labels, None if logits is None or logits.ndim != 2 else logits.shape[-1])
         is_column = labels is not None and labels.ndim > 1 and labels.shape[1:].numel() == 1
         return labels.flatten() if labels is not None and is_column and self.kind == "classes" else labels
 
-    def labels_of(self, inputs: Mapping[str, Any], of_batch: Any, rows: int | None = None) -> Tensor | None:
-        """The labels of the features' rows: those that the model got, else those of the batch; None without any.
-
-        Args:
-            inputs: of the model.
-            of_batch: the batch's labels.
-            rows: how many there must be.
+    def labels_of(self, inputs: Any, rows: int | None = None) -> Tensor | None:
+        """The labels of so many rows: those that the model got, else those of the batch; None without any.
 
         Raises:
-            HeadNotFoundError: if the batch has labels, but not one for each row.
+            HeadNotFoundError: if there are labels, but not one for each row.
         """
         labels = labels_in(inputs, self.label_name)
-        labels = of_batch if labels is None else labels
+        labels = self._labels_of_batch if labels is None else labels
         if not isinstance(labels, Tensor) or labels.ndim == 0:
             return None
         if rows not in (None, len(labels)):
@@ -192,21 +161,11 @@ class Matching:
             )
         return labels
 
-    def forget(self) -> None:
-        """Forget micro-batches without a backward pass, as a step that was broken off leaves them."""
-        self._meetings.clear()
-
     def finish(self, task_loss: Tensor, share: float, asked: float) -> Tensor:
-        """The loss of a micro-batch after its backward pass: the task's and the weighted matching loss.
-
-        Args:
-            task_loss: as Trainer's training step returns it.
-            share: of the micro-batch in its optimizer step.
-            asked: the matching's weight after the ramp.
-        """
+        """The task's and the weighted matching loss after the backward pass, for a share of an optimizer step."""
         loss = task_loss
         self.tally.add(share)
-        for meeting, value in self._meetings:
+        for meeting, value in self.meetings:
             weight = meeting.weight
             self.tally.reached = self.tally.reached or meeting.has_met
             if isinstance(weight, Tensor):
@@ -214,20 +173,8 @@ class Matching:
             else:
                 loss = torch.add(loss, value, alpha=weight * share)
             self.tally.note(task_loss, value, weight, share, asked)
-        self._meetings.clear()
+        self.meetings.clear()
         return loss
-
-    def collapsed(self) -> bool:
-        """Whether the features have just been seen to collapse, for the first time."""
-        collapsed = not self._warned_of_collapse and self._collapse.collapsed()
-        self._warned_of_collapse = self._warned_of_collapse or collapsed
-        return collapsed
-
-    def _gather(self, rows: Tensor | None, labels: Tensor | None) -> list[Batch]:
-        if self.args.gather_features or not is_distributed():
-            return self._gatherer.gather(rows, labels)
-        everywhere = all(has_rows for [has_rows] in gather_numbers([int(rows is not None)], self.device))
-        return [(rows, labels)] if rows is not None and everywhere else []
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -5,9 +5,9 @@ backward pass. A hook on the tensor that the features are made of is given g and
 
     g + weight * factor * m,    weight = min(asked, ratio * opening * |g| / (factor * |m|))
 
-The factor is what the loss is multiplied with on its way (gradient scaler, accumulation). `term` is the loss, which
-passes for made of that tensor, too; its backward pass notes the factor and gives the tensor no gradient. Autograd runs
-it before the hook, for it consumes the tensor. So the cap is exact in the same step for any task loss, in eager and in
+The factor is what the loss is multiplied with on its way (gradient scaler, accumulation). `term` is the loss, with that
+tensor as a further input. Its backward pass notes the factor and gives the tensor no gradient. Autograd runs it before
+the hook, because it consumes the tensor. So the cap is exact in the same step for any task loss, in eager and in
 compiled models.
 """
 
@@ -24,10 +24,7 @@ from itra_hf.step.guards import capped_weight
 class Cap:
     """The weight of a step: what is asked, or less where the matching's gradient would outgrow its share.
 
-    Args:
-        asked: the weight after the ramp.
-        excess: as of `guards.excess_odds`; None where no cap is kept.
-        max_ratio: as of `guards.capped_weight`.
+    The excess and the largest ratio are as of `guards.capped_weight`; without excess no cap is kept.
     """
 
     def __init__(
@@ -40,7 +37,7 @@ class Cap:
         return self.asked if self.excess is None else self.weight(_norm(task), _norm(matching) * factor)
 
     def weight(self, task_norm: Tensor, matching_norm: Tensor) -> Tensor | float:
-        """The weight for the norms of both gradients on this rank, a scalar; the same on all ranks."""
+        """The weight for the norms of both gradients on this rank; the same on all ranks."""
         if self.excess is None:
             return self.asked
         norms, excess = (task_norm, matching_norm), self.excess
@@ -53,11 +50,8 @@ class Cap:
 class Meeting:
     """Adds the matching's gradient to the task's, in the backward pass of one micro-batch.
 
-    Args:
-        tensors: what the features are made of, in the task's graph.
-        gradients: of the matching loss, one for each tensor.
-        cap: decides on the weight. Of several tensors, as two heads have them, each is capped by itself: the gradient
-            at one of them passes before that at the other is known.
+    There is one gradient for each tensor of the task's graph. Of several tensors, as two heads have them, each is
+    capped by itself: the gradient at one of them passes before that at the other is known.
     """
 
     def __init__(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], cap: Cap) -> None:
@@ -102,7 +96,7 @@ class _Term(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, meeting: Meeting, loss: Tensor, *tensors: Tensor) -> Tensor:
         ctx.meeting, ctx.tensors = meeting, len(tensors)
-        return loss.clone()  # no view, for a user may go on with it in place
+        return loss.clone()  # no view, because a user may change it in place
 
     @staticmethod
     def backward(ctx: Any, *factors: Tensor) -> Any:

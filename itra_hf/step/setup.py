@@ -22,7 +22,7 @@ from itra_hf.features import (
     refuse_multiple_choice,
 )
 from itra_hf.labels import label_kind
-from itra_hf.pairing import SetSamplerEpoch, first_labels, label_names
+from itra_hf.pairing import first_labels, label_names
 from itra_hf.step.forms import choose_matching_loss
 from itra_hf.step.guards import ramp, share_for_rows
 from itra_hf.step.matching import Matching
@@ -30,7 +30,7 @@ from itra_hf.step.matching import Matching
 logger = logging.get_logger(__name__)
 
 
-def check_head(model: nn.Module) -> None:
+def _check_head(model: nn.Module) -> None:
     """Raise `HeadNotFoundError` if a model of transformers or peft has no layer that its config's labels fit."""
     if type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
         refuse_multiple_choice(model)
@@ -49,22 +49,17 @@ def is_asked(trainer: Any) -> bool:
 
 
 def raise_or_go_without(trainer: Any, reason: str | Exception, asked: bool = False) -> None:
-    """No matching in this run: an error where one was asked for, else one warning.
-
-    Args:
-        trainer: an ITRATrainer.
-        reason: why it cannot match, and what else to do.
-        asked: whether another option asks for what cannot be had.
-    """
+    """No matching in this run: an error where it, or what cannot be had, was asked for; else one warning."""
     if asked or is_asked(trainer):
         error = reason if isinstance(reason, Exception) else HeadNotFoundError(reason)
         if "matching='none'" in str(error):
             raise error
         raise type(error)(f"{error}, or take matching='none'")
-    is_paired = any(isinstance(callback, SetSamplerEpoch) for callback in trainer.callback_handler.callbacks)
-    but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
+    but = ""
+    if trainer.row_order is not None and trainer.row_order.sampler is not None:
+        but = " but for the order of the rows, which are paired already (matching='none' has Trainer's)"
     if not trainer.cannot_match:
-        logger.warning(f"{reason}; training goes on without matching, as under Trainer{but if is_paired else ''}.")
+        logger.warning(f"{reason}; training goes on without matching, as under Trainer{but}.")
     trainer.cannot_match = True
 
 
@@ -99,15 +94,9 @@ def micro_batches_and_divisor(trainer: Trainer, num_items_in_batch: Any) -> tupl
 
 
 def check_setup(trainer: Any, rows: int, training: bool) -> None:
-    """Refuse, before anything runs, what no matching can be done with.
+    """Refuse, before anything runs, what an ITRATrainer cannot match; as training begins, `"auto"` warns of it.
 
-    Args:
-        trainer: an ITRATrainer that matches.
-        rows: of a batch of one device; of all of them, where batches are split over the ranks.
-        training: whether training begins, where `"auto"` warns of a model without a head.
-
-    Raises:
-        ValueError: with the value and the way out.
+    The rows are those of a batch of one device, or of all of them where batches are split over the ranks.
     """
     args = matching_arguments(trainer.args)
     layer = str(args.feature_layer)
@@ -115,8 +104,8 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         module_named(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False), layer)
     try:
         if layer == "head":
-            check_head(trainer.model)
-        check_rows(trainer, rows)
+            _check_head(trainer.model)
+        _check_rows(trainer, rows)
     except ValueError as error:
         if training or is_asked(trainer):
             raise_or_go_without(trainer, error)
@@ -139,17 +128,8 @@ def check_setup(trainer: Any, rows: int, training: bool) -> None:
         _check_labels(trainer, args)
 
 
-def check_rows(trainer: Trainer, rows: int) -> None:
-    """Refuse batches that leave no pair to match, or that threads share.
-
-    Args:
-        trainer: as its constructor leaves it.
-        rows: of a batch of one device; of all of them, where batches are split over the ranks.
-
-    Raises:
-        ValueError: where a device, or with `matching_scope="optimizer_step"` its whole step, has fewer than two rows;
-            under `nn.DataParallel`.
-    """
+def _check_rows(trainer: Trainer, rows: int) -> None:
+    """Refuse batches that leave no pair to match on a device, or that threads share."""
     if trainer.args.n_gpu > 1:
         raise ValueError(
             f"ITRA cannot match features under nn.DataParallel ({trainer.args.n_gpu} devices in one process); start "

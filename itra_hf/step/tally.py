@@ -13,9 +13,6 @@ LITTLE = 0.05  # share of the asked weight below which the matching hardly took 
 class Tally:
     """Adds up what a run's micro-batches lost and which weight they had; values stay on the device until they are read.
 
-    Args:
-        device: of the losses.
-
     Example:
         >>> tally = Tally(torch.device("cpu"))
         >>> for _ in range(10):
@@ -68,27 +65,8 @@ class Tally:
         _, _, weight, asked, steps = (self._of_run + self._sums).tolist()
         return self.reason(weight, asked, steps)
 
-    def _add_up(self) -> None:
-        """Add what was noted to the sums; a matching loss of 0 had nothing to match (one row, no class in common)."""
-        if self._noted:
-            task_losses, values, weights, shares, asked = zip(*self._noted, strict=True)
-            share, wanted = on_device((shares, asked), self._device)
-            pairs = zip(weights, values, strict=True)
-            applied = [each if isinstance(each, Tensor) else value.new_full((), each) for each, value in pairs]
-            parts = [torch.stack(part).float() for part in (list(values), applied)]
-            task = torch.stack(task_losses).float() / share  # the task loss of a micro-batch holds its share already
-            entries = torch.stack([task, *parts, wanted, torch.ones_like(share)])
-            self._sums += (entries * share).masked_fill(parts[0] == 0, 0.0).sum(1)
-            self._noted.clear()
-
     def reason(self, weight: float, asked: float, matched: float) -> str | None:
-        """Why the matching of the run hardly took place; None where it did.
-
-        Args:
-            weight: the sum of the applied weights over the steps that had anything to match.
-            asked: the sum of those that were asked for, over the same steps.
-            matched: how many these were.
-        """
+        """The same for the sums of the applied and the asked weights over so many steps that were matched."""
         if matched < 0.5 * self._steps:
             reason = "most batches were passed over, or had no two rows of one class"
             if self._one_row > 0.5 * self._steps:
@@ -102,3 +80,16 @@ class Tally:
                 "held it down, as it does until the task is learned and where the task's gradient is tiny."
             )
         return None
+
+    def _add_up(self) -> None:
+        """Add what was noted to the sums; a matching loss of 0 had nothing to match (one row, no class in common)."""
+        if self._noted:
+            task_losses, values, weights, shares, asked = zip(*self._noted, strict=True)
+            share, wanted = on_device((shares, asked), self._device)
+            pairs = zip(weights, values, strict=True)
+            applied = [each if isinstance(each, Tensor) else value.new_full((), each) for each, value in pairs]
+            parts = [torch.stack(part).float() for part in (list(values), applied)]
+            task = torch.stack(task_losses).float() / share  # the task loss of a micro-batch holds its share already
+            entries = torch.stack([task, *parts, wanted, torch.ones_like(share)])
+            self._sums += (entries * share).masked_fill(parts[0] == 0, 0.0).sum(1)
+            self._noted.clear()
