@@ -1,4 +1,4 @@
-"""The options of ITRA, beside those of `transformers.TrainingArguments`."""
+"""The options of ITRA, in addition to those of `transformers.TrainingArguments`."""
 
 import warnings
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ def _help(text: str) -> dict[str, str]:
 
 @dataclass
 class MatchingArguments:
-    """The matching's options, apart from `TrainingArguments` so that they also mix into a subclass of it.
+    """The options of the matching, without `TrainingArguments`, so that its subclasses can take them too.
 
     `ITRAConfig` documents the fields. To mix them into other training arguments, put this class first:
 
@@ -41,13 +41,11 @@ class MatchingArguments:
         metadata=_help("What is matched between the two halves of a batch; 'auto' decides by the labels."),
     )
     matching_weight: float = field(
-        default=1.0, metadata=_help("Weight of the matching loss, relative to the task loss; 0 switches it off.")
+        default=1.0, metadata=_help("Factor of the matching loss in the total loss; 0 switches it off.")
     )
     matching_full_weight_rows: int = field(
         default=250,
-        metadata=_help(
-            "Up to this many training rows per epoch of the run, the weight is whole; above, it falls as 1 / rows."
-        ),
+        metadata=_help("Above this many training rows for each epoch of the run, the weight falls as 1 / rows."),
     )
     matching_warmup_ratio: float = field(
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
@@ -60,7 +58,8 @@ class MatchingArguments:
         ),
     )
     pairing: Literal["class", "random"] = field(
-        default="class", metadata=_help("'class' gives both halves of a batch the same classes; 'random' shuffles.")
+        default="class",
+        metadata=_help("'class' gives both halves of a batch the same classes; 'random' keeps Trainer's order."),
     )
     feature_layer: Layer = field(
         default="head",
@@ -72,7 +71,7 @@ class MatchingArguments:
         default="mean", metadata=_help("How the tokens of a hidden state become one row per example.")
     )
     gather_features: bool = field(
-        default=True, metadata=_help("Match the features of all ranks, not of each rank separately.")
+        default=True, metadata=_help("Match the features of all ranks together, not of each rank alone.")
     )
     matching_scope: Literal["micro_batch", "optimizer_step"] = field(
         default="micro_batch",
@@ -80,7 +79,8 @@ class MatchingArguments:
     )
     num_bandwidths: int = field(default=5, metadata=_help("Number of Gaussian kernels in the mixture; odd."))
     bandwidth: float | None = field(
-        default=None, metadata=_help("Kernel bandwidth in squared feature units; by default the mean rule.")
+        default=None,
+        metadata=_help("Kernel bandwidth in squared feature units; by default the mean squared distance."),
     )
 
     def __post_init__(self) -> None:
@@ -131,35 +131,35 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
 
     What is matched:
         matching: `"auto"` (default) takes `"class_conditional"` for single-label classification, and `"joint"` for
-            multi-label classification and regression. A model without a classification head then trains as under
-            `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
-            raise if it cannot be had. `"none"` is Trainer, bit for bit.
+            multi-label classification and regression. Under `"auto"`, a model without a classification head trains as
+            under `Trainer`, with one warning. `"class_conditional"`, `"marginal"` and `"joint"` ask for that form, and
+            raise an error if it is not possible. `"none"` is Trainer, bit for bit.
         matching_weight: factor of the matching loss, default 1.0. 0 is Trainer, bit for bit.
         matching_full_weight_rows: default 250. Above `250 x epochs` training rows, the weight is multiplied by
-            `250 x epochs / rows`. Less than an epoch, or a dataset without length (streaming), counts as one epoch of
-            the rows of all steps. Set it to the number of training rows to switch this off.
-        pairing: `"class"` (default) deals each class's rows out two by two, so that both halves of a batch hold
-            the same classes. These couples are spread evenly over the epoch. `"random"` leaves the order to Trainer.
-            A warning says so, and why, if the first batches hold few such couples.
+            `250 x epochs / rows`. A run of less than one epoch, or on a dataset without length (streaming), counts as
+            one epoch over the rows of all its steps. To switch this off, set the option to the number of training rows.
+        pairing: `"class"` (default) deals each class's rows out two by two. So both halves of a batch hold the same
+            classes. These couples are spread evenly over the epoch. If the first batches hold few such couples, a
+            warning gives the reason. `"random"` leaves the order to Trainer.
         feature_layer: `"head"` (default) is the input of the classifier, which is found in the first step. The name of
             a module, such as `"classifier"`, takes the input of that linear layer, 1 x 1 convolution or other module.
             For a module that is called `head`, write `".head"`. An index takes that hidden state: 0 is the embeddings,
             -1 the last.
         feature_pooling: how the tokens of a hidden state become one row per example: `"mean"` (default), `"first"` or
-            `"last"` of the attended ones. The head's input needs no pooling. `"auto"` means `"mean"`, with a warning;
+            `"last"` of the attended tokens. The head's input needs no pooling. `"auto"` means `"mean"`, with a warning;
             the next release will not take it.
         gather_features: match the features of all ranks (default), or of each rank alone.
         matching_scope: under gradient accumulation, match within each `"micro_batch"` (default), or across the whole
-            `"optimizer_step"` as one batch. The latter takes a third to a half more time, and the memory of one
+            `"optimizer_step"` as one batch. `"optimizer_step"` takes a third to a half more time, and the memory of one
             micro-batch.
 
     Guards against collapse:
         matching_warmup_ratio: share of the steps over which the weight rises from 0, default 0.3, from 0 to 1.
         matching_max_grad_ratio: cap on the matching's gradient at the features, as a share of the task's, default 1.0.
-            The cap is tighter while the model learns, in proportion to how far the odds of the right class exceed
-            those of a guess. It is fully open at odds 41 times those of a guess: 82 % for the right one of ten
-            classes, 98 % of two. If labels are no classes, the cap is a quarter of that share. `None` (on a command
-            line: `inf`) switches the cap off.
+            The cap is tighter while the model learns, in proportion to how far the odds of the right class exceed those
+            of a guess. It is fully open at odds 41 times those of a guess. This means a probability of 82 % for the
+            right one of ten classes, or 98 % of two. If the labels are not classes, the cap is a quarter of the full
+            cap. `None` (on a command line: `inf`) switches the cap off.
 
     The kernel:
         num_bandwidths: number of Gaussians in the mixture, odd, at most 15, default 5.
@@ -183,7 +183,7 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
 
 
 def matching_arguments(args: TrainingArguments) -> MatchingArguments:
-    """The matching's options in these arguments, also where they were read from `training_args.bin`, or defaults."""
+    """The matching's options in these arguments (also if read from `training_args.bin`), or the defaults."""
     if isinstance(args, MatchingArguments):
         return args
     names = {option.name for option in fields(MatchingArguments)}

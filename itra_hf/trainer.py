@@ -21,27 +21,28 @@ from itra_hf.step import MatchingLoss, Run, check_setup
 
 
 class _NoOthers(TypedDict):
-    """The further keywords that type checkers let through: none, so that they report a misspelt one."""
+    """The further keywords that type checkers accept: none, so they report a misspelt one."""
 
 
 class ITRATrainer(SavingTrainer):
     """`transformers.Trainer` with In-Training Representation Alignment (Li et al., AAAI 2023, arXiv 2211.13332).
 
-    The batch of a step holds two mini-batches s and t. Within classes, the rows of each class are dealt out to them in
-    turn. In any other form s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
+    The batch of a step holds two mini-batches s and t. The forms that compare within classes deal the rows of each
+    class to s and t in turn. In all other forms s has the rows 0, 2, 4, ... and t the rows 1, 3, 5, ... Then
 
         loss = task_loss + weight * MMD^2(h_s, h_t)
 
-    Here h is the input of the classifier, and the MMD^2 by default the mean of those within each class. The weight is
-    `matching_weight`, or less for many rows in few epochs, after the ramp and the cap. In addition to `loss`, the log
+    Here h is the input of the classifier. By default MMD^2 is computed within each class and averaged. The weight is
+    `matching_weight`, reduced by the ramp, by the cap, and for many rows in few epochs. In addition to `loss`, the log
     holds `task_loss`, `matching_loss` (the MMD^2 without its weight) and `matching_weight` (the mean applied weight).
-    The attribute `matching_line` says what is matched. After training `hardly_matched` says why it hardly was, or is
-    None. Evaluation, saving and everything else is Trainer's.
+    The attribute `matching_line` says what is matched. If hardly anything was matched, `hardly_matched` gives the
+    reason after training; else it is None. Evaluation, saving and everything else is Trainer's.
 
     It mixes into other trainers by plain inheritance, this class first: `class MyTrainer(ITRATrainer, Seq2SeqTrainer)`
     trains a sequence-to-sequence classifier, or any model whose hidden state `feature_layer` names.
 
-    The parameters are Trainer's, in its order, and `matching_loss`; further keywords go to the class it is mixed with.
+    The parameters are those of Trainer, in the same order, and `matching_loss`. Further keywords go to the class that
+    this one is mixed with.
 
     Args:
         args: an `ITRAConfig`; plain `TrainingArguments` mean its defaults.
@@ -50,8 +51,8 @@ class ITRATrainer(SavingTrainer):
             them, or None.
 
     Raises:
-        ValueError: at construction where the form that was asked for cannot be had, where a device holds fewer than
-            two rows, or under `nn.DataParallel`; in the first step where only then labels or head are known.
+        ValueError: at construction, if the requested form is not possible, if a device gets fewer than two rows, or
+            under `nn.DataParallel`. If labels or head are known only in the first step, the error comes there.
 
     Example:
         >>> import tempfile
@@ -101,7 +102,7 @@ class ITRATrainer(SavingTrainer):
             check_setup(self, self.args.per_device_train_batch_size, training=False)
 
     def add_callback(self, callback: Any) -> None:
-        """Add a callback as Trainer does; its constructor, too, comes by here once it has taken the user's."""
+        """Add a callback as Trainer does. Trainer's constructor also calls this, after it has added the user's."""
         super().add_callback(callback)
         for each in self.callback_handler.callbacks:
             if isinstance(each, ITRADiagnosticsCallback):
@@ -109,7 +110,7 @@ class ITRATrainer(SavingTrainer):
 
     @property
     def matching_args(self) -> MatchingArguments:
-        """The matching's options, which are the trainer's arguments if they hold them, the defaults if not."""
+        """The matching's options: the trainer's arguments if they hold these options, else the defaults."""
         return matching_arguments(self.args)
 
     @property
@@ -130,7 +131,7 @@ class ITRATrainer(SavingTrainer):
 
     @wraps(Trainer._inner_training_loop, assigned=())
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
-        """Train as Trainer does; a batch too large for the memory begins the run anew under `auto_find_batch_size`."""
+        """Train as Trainer does; `auto_find_batch_size` calls this again if a batch was too large for memory."""
         self.cannot_match = False
         self.matching_form = self.matching_line = self.hardly_matched = None
         if self.matching_is_on:
@@ -152,7 +153,7 @@ class ITRATrainer(SavingTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Trainer's step, in whose backward pass the matching's gradient joins the task's; the loss is that of both."""
+        """Trainer's step; its backward pass adds the matching's gradient to the task's, and the loss includes both."""
         if self._run is None or not self.matching_is_on:
             return super().training_step(model, inputs, num_items_in_batch)
         return self._run.training_step(super().training_step, model, inputs, num_items_in_batch)
@@ -171,7 +172,7 @@ class ITRATrainer(SavingTrainer):
 
     @wraps(Trainer._maybe_log_save_evaluate, assigned=())
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Trainer's logging of the training loss, which the means join; every rank comes by here."""
+        """Trainer's logging of the training loss, with the means added; every rank calls this."""
         logs = self.control.should_log and self.state.global_step > self._globalstep_last_logged
         with self._run.logging_means() if self._run is not None and logs else nullcontext():
             super()._maybe_log_save_evaluate(*args, **kwargs)

@@ -1,10 +1,11 @@
 """The classifier's input, read at every forward pass, one row per example.
 
 Where the logits are the average of several calls of one head (multi-sample dropout), the feature is the average of its
-inputs. Where they are the average of two heads, the features are both inputs side by side: the average is one linear
-map of these, `[W1 / 2, W2 / 2]`. Heads that share an input have it once, and the map `(W1 + W2) / 2`.
+inputs. Where the logits are the average of two heads, the features are both inputs side by side: the average is one
+linear map of these, `[W1 / 2, W2 / 2]`. If both heads share an input, it is taken once, and the map is `(W1 + W2) / 2`.
 
-Where a dropout stands before the head, the features are taken after it (`benchmarks/dropout.py` compares both choices).
+If there is a dropout before the head, the features are taken after the dropout (`benchmarks/dropout.py` compares both
+choices).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,13 @@ class HeadInput(FeatureReader):
     """Reads the input of a model's classification head, one row per example.
 
     Args:
-        head: the module that makes the logits, or those whose average they are, one for each call.
-        pooling: how the model gets from the head's output to the logits: `"row"` (one output per example),
-            `"picked"` (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged
-            over the attention mask). Of a module whose output does not make the logits: `"first"`, `"last"` or `"mean"`
-            of the tokens that it is given; of a map `[rows, d, height, width]` `"places"`, the mean over its places.
-        call_index: as of `FeatureReader`.
-        place: as of `FeatureReader`.
+        head: the module that makes the logits; or, if the logits are an average, one module for each call.
+        pooling: how the model gets from the head's output to the logits: `"row"` (one output per example), `"picked"`
+            (the head is applied to every token and one is picked) or `"mean"` (the outputs are averaged over the
+            attention mask). For a module whose output does not make the logits: `"first"`, `"last"` or `"mean"` of its
+            input tokens; for a map `[rows, d, height, width]` `"places"`, the mean over its positions.
+        call_index: see `FeatureReader`.
+        place: see `FeatureReader`.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -71,11 +72,11 @@ class HeadInput(FeatureReader):
         return not torch.allclose(ours, theirs, equal_nan=True)
 
     def tensors(self, calls: Sequence[Call]) -> tuple[Tensor, ...]:
-        """What the heads were given, each tensor once."""
+        """The inputs of the heads, each tensor once."""
         return tuple({id(call.given): call.given for call in calls if call.given is not None}.values())
 
     def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
-        """What the head made each row's logits of, `[rows, d]`."""
+        """The features from which the head made each row's logits, `[rows, d]`."""
         if len(tensors) == 1:
             full = tensors[0]
         elif len(self.heads) == 1:
@@ -88,7 +89,7 @@ class HeadInput(FeatureReader):
         return picked(full.flatten(1, -2), calls[0].output.detach().flatten(1, -2), logits, mask)
 
     def describe(self, names: Mapping[nn.Module, str]) -> str:
-        """The heads by name, and how often each is called."""
+        """The names of the heads, and the number of their calls."""
         heads = " and ".join(repr(names.get(head, "")) for head in self.heads)
         calls = f", the mean of {len(self.modules)} calls" if len(self.modules) > 1 else ""
         return f"the input of {heads}{calls}"

@@ -23,8 +23,8 @@ class HiddenState(FeatureReader):
 
     Args:
         module: the module whose output is the hidden state.
-        pooling: `"first"`, `"last"` or `"mean"`, over the tokens that are attended; of a map `[rows, d, height, width]`
-            always the mean over its places.
+        pooling: `"first"`, `"last"` or `"mean"`, over the attended tokens. For a map `[rows, d, height, width]` it is
+            always the mean over its positions.
         call_index: which call of the module, counted from 0; None means the last.
 
     Example:
@@ -51,9 +51,9 @@ class HiddenState(FeatureReader):
         Args:
             model: a model of transformers.
             inputs: a batch.
-            layer: index into `hidden_states`; 0 is the embeddings, -1 the last. Of a model with an encoder and a
-                decoder, into the encoder's.
-            pooling: as of the class.
+            layer: index into `hidden_states`; 0 is the embeddings, -1 the last. In a model with an encoder and a
+                decoder, it counts the states of the encoder.
+            pooling: as for the class.
 
         Raises:
             HeadNotFoundError: if the model has no such hidden state, or no module gives it.
@@ -71,7 +71,7 @@ class HiddenState(FeatureReader):
 
     @classmethod
     def explain(cls, seen: Recorder, layer: int, pooling: str, name: str) -> Self:
-        """The reader of hidden state `layer`, given a pass of a model of that name that was asked for its states."""
+        """The reader of hidden state `layer`, from a recorded pass that returned the hidden states."""
         states = _hidden_states(seen.outputs, name)
         if not -len(states) <= layer < len(states):
             raise HeadNotFoundError(
@@ -117,9 +117,9 @@ class HiddenState(FeatureReader):
 
 @contextmanager
 def asking(model: nn.Module) -> Iterator[None]:
-    """Within this context a model may be asked for its hidden states; the hooks that transformers then puts on go.
+    """Within this context a model may be asked for its hidden states; afterwards the hooks of transformers are removed.
 
-    They would stay for good, and a model that has them cannot be pickled.
+    Otherwise these hooks would stay, and a model that has them cannot be pickled.
     """
     hooks = {module: set(module._forward_hooks) for module in model.modules()}
     marked = {module for module in hooks if INSTALLED in vars(module)}
@@ -134,7 +134,7 @@ def asking(model: nn.Module) -> Iterator[None]:
 
 
 def _hidden_states(outputs: Any, name: str) -> Sequence[Tensor]:
-    """All hidden states of a forward pass; those of the encoder, where there is a decoder, too."""
+    """All hidden states of a forward pass; in a model with a decoder too, those of the encoder."""
     if not isinstance(outputs, Mapping):
         raise HeadNotFoundError(
             f"{name} returns a {type(outputs).__name__}, in which its hidden states have no name; let it "

@@ -18,8 +18,8 @@ def head_candidates(model: nn.Module) -> list[nn.Linear]:
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
     """The linear layers.
 
-    A layer that an adapter wraps as its `base_layer` (PEFT's LoRA, IA3, ...) is represented by the adapter, whose
-    output is what the model goes on with.
+    If an adapter wraps a layer as its `base_layer` (PEFT's LoRA, IA3, ...), the adapter stands for the layer, because
+    the model uses the adapter's output.
     """
     wrappers = {
         child: module for module in model.modules() for name, child in module.named_children() if name == "base_layer"
@@ -35,12 +35,12 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module:
-    """The module of that name, or the one whose name ends with it, as where an adapter has wrapped the model.
+    """The module of that name, or the only one whose name ends with it (an adapter makes names longer).
 
-    A dot before it changes nothing: `".head"` is a module that is called like the option's default.
+    A leading dot changes nothing: `".head"` means a module called `head`, because `"head"` is the option's default.
 
     Raises:
-        HeadNotFoundError: if there is none or several; with the names that are nearest.
+        HeadNotFoundError: if there is none, or several. The message has the nearest names.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     wanted = name.removeprefix(".")

@@ -8,7 +8,7 @@ from torch.nn import functional
 def pooled(full: Tensor, pooling: str, mask: Tensor | None) -> Tensor:
     """One row per example, `[rows, d]`: as it is, or the `"first"`, `"last"` or `"mean"` of the attended tokens.
 
-    Of a map `[rows, d, height, width]` `"places"` is the mean over its places.
+    For a map `[rows, d, height, width]`, `"places"` is the mean over its positions.
     """
     if pooling == "places":
         return full.mean((2, 3))
@@ -25,7 +25,7 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def picked(tokens: Tensor, output: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Of `[rows, tokens, d]` the token whose head output became the logits; of several the last that is attended."""
+    """From `[rows, tokens, d]` the token whose head output became the logits; if several, the last attended one."""
     distance = (output - logits[:, None]).abs().amax(-1)
     matches = (distance == distance.amin(1, keepdim=True)) * (1 + _attended(output, mask))
     return _rows_at(tokens, (matches * matches.shape[1] + _positions(output)).argmax(1))

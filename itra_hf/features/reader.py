@@ -1,4 +1,4 @@
-"""What all features have in common: which calls of a model's modules they are read from, and how."""
+"""What all features have in common: from which calls of a model's modules they are read, and how."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ class AmbiguousHeadError(HeadNotFoundError):
 
 
 class FeatureReader(ABC):
-    """Reads features from some calls of modules: of each the call of an index, counted from 0, or the last (None).
+    """Reads features from calls of modules: for each module one call, by its index from 0, or the last call (None).
 
-    The place is where in the model's outputs the logits are, as of `recorder.possible_logits`.
+    The place says where the logits are in the model's outputs (see `recorder.possible_logits`).
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class FeatureReader(ABC):
 
     @abstractmethod
     def tensors(self, calls: Sequence[Call]) -> tuple[Tensor, ...]:
-        """The tensors that the features are made of, as they stand in the task's graph, each once."""
+        """The tensors that the features are made of, in the task's graph, each once."""
 
     @abstractmethod
     def pool(self, tensors: Sequence[Tensor], calls: Sequence[Call], outputs: Any, mask: Tensor | None) -> Tensor:
-        """The features, `[rows, d]`, of tensors in the place of `tensors(calls)`."""
+        """The features, `[rows, d]`, made from these tensors in place of `tensors(calls)`."""
 
     @abstractmethod
     def describe(self, names: Mapping[nn.Module, str]) -> str:
@@ -47,7 +47,7 @@ class FeatureReader(ABC):
 
     @abstractmethod
     def cutting_hooks(self) -> list[RemovableHandle]:
-        """Hooks that let the graph of one forward pass without gradient begin at the features."""
+        """Hooks that start the graph of one forward pass at the features; before them there is no gradient."""
 
     @contextmanager
     def cut(self) -> Iterator[None]:
@@ -58,7 +58,7 @@ class FeatureReader(ABC):
             yield
 
     def select(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls that are read, out of all that were noted; those that did not happen are left out."""
+        """The calls that are read, out of all recorded ones; calls that did not happen are left out."""
         found = []
         for module, index in zip(self.modules, self.call_index, strict=True):
             own = [call for call in calls if call.module is module]

@@ -1,4 +1,4 @@
-"""What modules are given and give in a forward pass, noted by hooks that come and go."""
+"""Records what modules get and return in a forward pass, by temporary hooks."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,13 +21,13 @@ class Call:
 
 
 class Recorder:
-    """Notes the calls of some modules, in the order in which they end, and what the whole model was given and gave.
+    """Records the calls of some modules, in the order in which they end, and the model's inputs and outputs.
 
-    Of several passes of the model only the last is kept. A graph that `torch.compile` makes breaks at the modules, so
-    that the noted tensors are those that the gradient passes.
+    If there are several passes of the model, only the last is kept. A graph of `torch.compile` breaks at these modules.
+    So the gradient flows through the recorded tensors.
 
-    Calls whose input or output has more entries than the largest are left out, so that nothing is held that Trainer
-    would free.
+    Calls with more than `largest` entries in input or output are left out, because they would hold memory that Trainer
+    frees.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -52,7 +52,7 @@ class Recorder:
 
     @contextmanager
     def on(self, model: nn.Module | None = None, graph_only: bool = False) -> Iterator["Recorder"]:
-        """Note every call within this context, or within a model's forward pass there; then take the hooks off.
+        """Record every call within this context, or within a model's forward pass there; then remove the hooks.
 
         `graph_only` leaves out what runs without gradient.
         """
@@ -72,7 +72,7 @@ class Recorder:
                 self._on = False
 
     def attach(self) -> None:
-        """Put the hooks on the modules, once. A compiled model heeds only those put on before its first call."""
+        """Put the hooks on the modules, once. A compiled model uses only hooks from before its first call."""
         if self._handles:
             return
         begin, end = (torch.compiler.disable(hook) for hook in (self._begin, self._end))
@@ -87,11 +87,11 @@ class Recorder:
             self._handles.pop().remove()
 
     def clear(self) -> None:
-        """Forget what was noted."""
+        """Forget what was recorded."""
         self.calls, self.inputs, self.outputs = [], None, None
 
     def index(self, call: Call) -> int | None:
-        """Which of its module's calls one is, counted from 0; None if it is the only one."""
+        """The index of this call among its module's calls, from 0; None if it is the only one."""
         own = [each for each in self.calls if each.module is call.module]
         return own.index(call) if len(own) > 1 else None
 
@@ -138,9 +138,9 @@ class Recorder:
 
 
 def possible_logits(outputs: Any, num_labels: int | None = None) -> dict[Any, Tensor]:
-    """What could be the logits in what a model returned, by name or place; the place of a lone tensor is None.
+    """The outputs of a model that could be the logits, by name or place; the place of a single tensor is None.
 
-    It is the entry called `logits`, else those of `num_labels` columns, else all that have columns.
+    This is the entry called `logits`, else those with `num_labels` columns, else all that have columns.
     """
     tensors = {
         place: entry
@@ -153,7 +153,7 @@ def possible_logits(outputs: Any, num_labels: int | None = None) -> dict[Any, Te
 
 
 def logits_at(outputs: Any, place: Any) -> Tensor | None:
-    """The logits at the place where they were found in a forward pass before; None where there are none now."""
+    """The logits, at the place where an earlier forward pass had them; None if there are none now."""
     entry = _entries(outputs).get(place)
     return entry if isinstance(entry, Tensor) else None
 

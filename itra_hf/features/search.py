@@ -36,12 +36,12 @@ def find_head(model: nn.Module, inputs: Mapping[str, Any]) -> HeadInput:
 def extract_features(model: nn.Module, batches: Iterable[Mapping[str, Any]], find: FindReader = find_head) -> Tensor:
     """The features of every example in `batches`, `[rows, d]` on the CPU, in evaluation mode and without gradient.
 
-    They keep the model's dtype, by which `compactness` tells rounding from scatter; numpy has no bfloat16.
+    They keep the model's dtype, because `compactness` needs it to tell rounding from scatter; numpy has no bfloat16.
 
     Args:
         model: a classification model.
         batches: keyword arguments of the model, batch by batch, on the model's device.
-        find: takes the model and the first batch, and gives what reads the features: the classifier's input by default.
+        find: takes the model and the first batch, and returns a reader; by default one of the classifier's input.
 
     Raises:
         HeadNotFoundError: if the model has no linear classification head.
@@ -60,8 +60,8 @@ def head_in(model: nn.Module, seen: Recorder, patient: bool) -> HeadInput:
     """The head, given the calls of a model's linear layers in a forward pass.
 
     Raises:
-        AmbiguousHeadError: if several layers explain the logits; or one does in several ways, and `patient` says that
-            another pass may tell these apart.
+        AmbiguousHeadError: if several layers explain the logits; or if one layer does so in several ways, and `patient`
+            says that a later pass may decide.
         HeadNotFoundError: if none does.
     """
     possible = possible_logits(seen.outputs, getattr(getattr(model, "config", None), "num_labels", None))
@@ -84,10 +84,10 @@ def head_in(model: nn.Module, seen: Recorder, patient: bool) -> HeadInput:
 
 
 def named_head(model: nn.Module, name: str, seen: Recorder, pooling: str, patient: bool) -> HeadInput:
-    """The input of the module that the user has named; where its output is not the logits, its tokens are pooled.
+    """The input of the module that the user named; if its output is not the logits, its tokens are pooled.
 
     Raises:
-        HeadNotFoundError: if the module was not called, or with something else than features of rows.
+        HeadNotFoundError: if the module was not called, or its input is not features of rows.
     """
     ways = [
         way for place, logits in possible_logits(seen.outputs).items() for way in _explanations(seen, logits, place)
@@ -124,7 +124,7 @@ def _one_way(model: nn.Module, heads: Sequence[HeadInput], seen: Recorder, patie
 
 
 def _explanations(seen: Recorder, logits: Tensor, place: Any) -> list[HeadInput]:
-    """Every way in which the logits are the outputs of one of these layers; else such averages of two calls."""
+    """Every way in which one of these layers outputs the logits; else, ways as averages of two calls."""
     if logits.ndim != 2:
         return []
     logits = logits.detach()
@@ -147,7 +147,7 @@ def _explanations(seen: Recorder, logits: Tensor, place: Any) -> list[HeadInput]
 
 
 def _poolings(output: Tensor, logits: Tensor, mask: Tensor | None) -> list[str]:
-    """The ways from a head's output to the logits, of those that `HeadInput` names."""
+    """The ways from a head's output to the logits, by their names in `HeadInput`."""
     if output.ndim < 2 or len(output) != len(logits) or output.shape[-1] != logits.shape[-1]:
         return []
     output, logits = output.nan_to_num(), logits.nan_to_num()  # a row of NaN hides no head
@@ -172,7 +172,7 @@ def _is_close(average: Tensor, logits: Tensor) -> bool:
 
 
 def _refuse(model: nn.Module, calls: Sequence[Call], logits: Sequence[Tensor]) -> NoReturn:
-    """Raise `HeadNotFoundError`, with what stands in the way of finding a head and which layers could be meant."""
+    """Raise `HeadNotFoundError`, with the reason why no head was found and the layers that could be meant."""
     for output in (call.output for call in calls if isinstance(call.output, Tensor) and call.output.shape[-1] == 1):
         alike = [entry for entry in logits if output.numel() == entry.numel() > len(entry)]
         if any(torch.equal(output.reshape(entry.shape).to(entry.dtype), entry) for entry in alike):

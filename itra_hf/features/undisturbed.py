@@ -37,7 +37,7 @@ class RandomState:
 
 @contextmanager
 def kept_random_state(device: torch.device) -> Iterator[None]:
-    """The state of every random number generator is as before afterwards."""
+    """Afterwards, every random number generator has the state from before."""
     state = RandomState.capture(device)
     try:
         yield
@@ -47,7 +47,7 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's mode and every random number generator are as before afterwards."""
+    """Evaluation mode; afterwards, every module's mode and every random number generator are as before."""
     modes = [(module, module.training) for module in model.modules()]
     with kept_random_state(next(model.parameters()).device):
         model.eval()
@@ -60,7 +60,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Every buffer is the same tensor with the same values afterwards, also one that a module replaced."""
+    """Afterwards, every buffer is the same tensor with the same values, even one that a module replaced."""
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""The features of a training run: found in its first forward pass, read in every one after."""
+"""The features of a training run: found in its first forward pass, read in every later one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -56,14 +56,14 @@ class Seen:
 class FeatureWatch:
     """Watches the training forward passes of a model, one `watching` each, and leaves no hook behind.
 
-    As long as the features are not known, every layer that could make them is watched; then only those that do. A
-    forward pass may not reach them: with another head for each task, or with a head that was replaced. Such a pass has
-    no features, and from then on every pass is searched anew.
+    Until the features are found, every layer that could make them is watched; then only the layers that do. A forward
+    pass may not reach these layers, for instance if each task has its own head, or if a head was replaced. Such a pass
+    has no features. From then on every pass is searched again.
 
     Args:
         model: unwrapped.
-        layer: as of `feature_layer`.
-        pooling: as of `feature_pooling`.
+        layer: see `feature_layer`.
+        pooling: see `feature_pooling`.
     """
 
     def __init__(self, model: nn.Module, layer: str, pooling: str) -> None:
@@ -80,7 +80,7 @@ class FeatureWatch:
 
     @contextmanager
     def watching(self, model: nn.Module, graph_only: bool = True) -> Iterator[None]:
-        """Watch the forward passes of a model, of a compiled one its wrapper's, within this context.
+        """Watch the forward passes of a model (if compiled, of its wrapper) within this context.
 
         `graph_only` leaves out passes without gradient.
         """
@@ -94,7 +94,7 @@ class FeatureWatch:
             self._recorder.clear()
 
     def find(self, forward: Callable[[], Any]) -> None:
-        """Find the features by an extra forward pass, after which model and random state are as they were."""
+        """Find the features by an extra forward pass, which leaves the model and the random state unchanged."""
         device = next(self.model.parameters()).device
         for _ in range(2):  # the second time, if the first has only shown how many logits there are
             watching = self.watching(self.model, graph_only=False)
@@ -104,10 +104,10 @@ class FeatureWatch:
                     self.seen()
 
     def seen(self) -> Seen | None:
-        """What the last forward pass within `watching` has shown; None where the features were not reached.
+        """What the last forward pass within `watching` showed; None if the features were not reached.
 
         Raises:
-            AmbiguousHeadError: if this batch does not tell which layer makes the logits.
+            AmbiguousHeadError: if this batch does not show which layer makes the logits.
             HeadNotFoundError: if the model has no such features.
         """
         recorder = self._recorder
@@ -130,7 +130,7 @@ class FeatureWatch:
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        """What the model was given in the last pass within `watching`, by name; None where it was not called."""
+        """The model's inputs in the last pass within `watching`, by name; None if it was not called."""
         return self._recorder.inputs
 
     @property
@@ -141,7 +141,7 @@ class FeatureWatch:
         return widths.pop() if len(widths) == 1 else None
 
     def keep_hooks(self) -> None:
-        """Put the hooks on a model that is compiled, which heeds only those of its first call, until `close`."""
+        """Put the hooks on a compiled model until `close`; it uses only the hooks of its first call."""
         self._is_compiled = True
         if self.reader is not None:
             self.reader.recorder.attach()
@@ -170,7 +170,7 @@ class FeatureWatch:
         return recorder
 
     def _look_up(self, recorder: Recorder) -> FeatureReader | None:
-        """The reader for the layers that were called; it is looked for once for each order of calls."""
+        """The reader for the layers that were called; each order of calls is searched once."""
         if self.reader is None:
             return self._explain(recorder)
         key = tuple(call.module for call in recorder.calls)

@@ -25,21 +25,21 @@ def marginal_mmd(
     The unbiased form leaves out i = j and divides by n(n-1), m(m-1) and nm.
 
     The value is float64 for float64 features, else float32, whatever autocast says. The gradient has the dtype of the
-    features, and no derivative. An empty side gives 0 with zero gradient (unbiased: a side with fewer than two rows),
-    and so do features that are all alike. NaN features give NaN.
+    features, and cannot be differentiated again. An empty side gives 0 with zero gradient (unbiased: a side with fewer
+    than two rows). So do features that are all equal. NaN features give NaN.
 
     Args:
         source: features, `[n, d]`, floats.
         target: features, `[m, d]`, floats.
         bandwidth: squared feature units, above 0. None (default): the mean squared distance over all pairs of different
-            rows of Z, detached. A given one is computed in float64, but on MPS in float32: there it has to exceed a
-            millionth of the largest squared distance.
+            rows of Z, detached. With a given bandwidth, the loss is computed in float64. On MPS it is computed in
+            float32: there the bandwidth must exceed a millionth of the largest squared distance.
         num_bandwidths: K, odd, at most 15; 5 by default.
-        unbiased: U-statistic, of mean 0 for two batches of one distribution. The default, the V-statistic, is never
+        unbiased: U-statistic; its mean is 0 for two batches of one distribution. The default, the V-statistic, is never
             negative.
 
     Raises:
-        ValueError: shapes that do not fit, features that are no floats, an option out of range.
+        ValueError: shapes that do not fit, features that are not floats, an option out of range.
         RuntimeError: in backward with create_graph=True, and under `torch.func`.
 
     Example:
@@ -188,7 +188,7 @@ def _apply(source: Tensor, target: Tensor, labels: Tensor | None, form: Form) ->
 
 
 class _MMD(torch.autograd.Function):
-    """The squared MMD, whose gradient is formed in the forward pass."""
+    """The squared MMD; the forward pass computes its gradient, too."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, target: Tensor, labels: Tensor | None, form: Form) -> Tensor:

@@ -1,4 +1,4 @@
-"""Who is dealt to which half of a batch, and how the halves are read back."""
+"""Which row goes to which half of a batch, and how the halves are read back."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,15 +28,16 @@ def split_pair(rows: Tensor) -> tuple[Tensor, Tensor]:
 class ClassPairedSampler(Sampler[int]):
     """Yields every row once an epoch, in couples of one class, so that both halves of a batch hold the same classes.
 
-    Each class's shuffled rows are dealt out two by two, and its couples are spread evenly over the epoch: couple k of
-    c falls at a random place between k/c and (k + 1)/c of the way. So every batch holds the classes in nearly their
-    natural share, where couples in a plain random order would make it vary more than single rows do. The odd rows that
-    some classes leave over are coupled among themselves; where the number of rows is odd, the last row stands alone.
+    Each class's shuffled rows are dealt out two by two. The couples of a class are spread evenly over the epoch: couple
+    k of c falls at a random place between k/c and (k + 1)/c of the epoch. So every batch holds the classes in nearly
+    their natural share. (If couples came in random order, this share would vary even more than with single rows.) The
+    last rows of classes with an odd number of rows are coupled with each other. If the number of all rows is odd, the
+    last row stands alone.
 
     Args:
         labels: the class of every row, `[n]` integers (a tensor, an array or a list).
-        seed: with the epoch, decides the order. The global random state is neither read nor moved, so all ranks
-            see one order.
+        seed: decides the order, together with the epoch. The global random state is neither read nor changed, so all
+            ranks see the same order.
 
     Raises:
         ValueError: if labels are not one integer per row.
@@ -68,7 +69,7 @@ class ClassPairedSampler(Sampler[int]):
 
     @property
     def share_in_couples(self) -> float:
-        """The share of rows that are in a couple of one class, the rows that their class leaves over not among them."""
+        """The share of rows that are in a couple of one class; the left-over rows of odd classes are not."""
         return 1 - len(self._last_of_odd_classes) / max(len(self), 1)
 
     def __len__(self) -> int:
@@ -94,7 +95,8 @@ class ClassPairedSampler(Sampler[int]):
     def _shuffled_classes(self, generator: torch.Generator) -> np.ndarray:
         """The rows class by class, those of a class in random order, `[n]` int64.
 
-        Sorted are whole numbers without ties (class, random bits, row): fast, and alike on every kind of processor.
+        It sorts whole numbers without ties (class, random bits, row). This is fast, and gives the same order on every
+        kind of processor.
         """
         row_bits = len(self).bit_length()
         random_bits = 63 - row_bits - len(self._couples).bit_length()
@@ -107,7 +109,7 @@ class ClassPairedSampler(Sampler[int]):
         return keys
 
     def _order_of_couples(self, generator: torch.Generator) -> np.ndarray:
-        """The couples by where in the epoch they fall: `(k + u) / c` for couple k of c, u uniform from 0 to 1."""
+        """The couples, sorted by their place in the epoch: `(k + u) / c` for couple k of c, u uniform from 0 to 1."""
         couples = self._couples
         index = np.arange(couples.sum())
         places: np.ndarray = torch.rand(len(index), generator=generator, dtype=torch.float64).numpy()
