@@ -45,7 +45,7 @@ class CompareArguments:
         },
     )
     samples_per_class: int | None = field(
-        default=None, metadata={"help": "Train on this many random rows of each class, drawn anew for each seed."}
+        default=None, metadata={"help": "Train on this many random rows of each class; each seed gets a new draw."}
     )
 
     def __post_init__(self) -> None:
