@@ -89,7 +89,9 @@ class MatchingArguments:
                 known = ", ".join(get_args(kind))
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}")
         if self.feature_pooling == "auto":
-            warnings.warn("feature_pooling='auto' means 'mean', and will go; write 'mean'", FutureWarning, stacklevel=3)
+            warnings.warn(
+                "feature_pooling='auto' is deprecated and means 'mean'; write 'mean'", FutureWarning, stacklevel=3
+            )
             self.feature_pooling = "mean"
         layer = self.feature_layer
         is_name = isinstance(layer, str) and layer.strip(". ") != "" and not layer.startswith("-")

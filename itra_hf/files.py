@@ -43,4 +43,4 @@ def reading(what: object) -> Iterator[None]:
         why = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
         if isinstance(cause, UnicodeDecodeError):
             why = "it is no text in utf-8"
-        raise UnreadableError(f"cannot read {what}: {why}; mend it, or take another") from error
+        raise UnreadableError(f"cannot read {what}: {why}; fix it, or use another") from error

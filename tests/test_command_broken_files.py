@@ -216,7 +216,10 @@ def test_a_model_folder_that_is_missing_or_cut_off_is_named(models, tmp_path, da
     ("options", "message"),
     [
         (["--resume_from_checkpoint", "True"], "resume_from_checkpoint=True, and .*out holds no whole checkpoint"),
-        (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint=nowhere is no folder; give a checkpoint's"),
+        (
+            ["--resume_from_checkpoint", "nowhere"],
+            "resume_from_checkpoint=nowhere is not a folder; give a checkpoint's",
+        ),
         (["--output_dir", "rows.csv"], "output_dir=rows.csv is a file; give a folder"),
         (["--matching", "joint", "--per_device_train_batch_size", "1"], "per_device_train_batch_size=1"),
     ],

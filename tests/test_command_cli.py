@@ -40,7 +40,7 @@ def test_help_tells_the_commands_and_the_options(capsys):
     for command in ("report", "env"):  # which have no options
         cli.main([command, "--help"])
         assert len(capsys.readouterr().out.splitlines()) == 1
-    with pytest.raises(SystemExit, match="'trian' is no command; choose one of train, compare, report"):
+    with pytest.raises(SystemExit, match="'trian' is not a command; choose one of train, compare, report"):
         cli.main(["trian"])
 
 
@@ -119,9 +119,9 @@ def test_what_the_user_has_to_mend_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train_fiel: pets.csv", "config.yaml sets train_fiel, which is no option that train takes from a file"),
+        ("train_fiel: pets.csv", "config.yaml sets train_fiel, which is not an option that train takes from a file"),
         ("matching_weight: abc", "argument --matching_weight.*: invalid float value: 'abc'; see --help"),
-        ("a: b: c", "config.yaml cannot be read as yaml; mend it: .* line 1, column 5"),
+        ("a: b: c", "config.yaml cannot be read as yaml; fix it: .* line 1, column 5"),
         ("train_file", "config.yaml holds no options; write one on each line"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_killed_comparison_goes_on(tmp_path):
 )
 def test_an_option_that_is_no_number_is_refused_before_the_data_are_read(name, value):
     data = ["--model_name_or_path", "x", "--train_file", "y.csv"]
-    with pytest.raises(SystemExit, match=f"^itra-hf train: {name}={value} (is no number|must be finite)"):
+    with pytest.raises(SystemExit, match=f"^itra-hf train: {name}={value} (is not a number|must be finite)"):
         cli.main(["train", *data, f"--{name}", value])
 
 
@@ -272,14 +272,14 @@ def test_compare_takes_further_arms_and_few_rows(monkeypatch, tmp_path):
     [
         (
             "label_smoothing=0.1",
-            "also='label_smoothing=0.1' is no option of a run with its value; did you mean label_s",
+            "also='label_smoothing=0.1' is not an option of a run with its value; did you mean label_s",
         ),
-        ("max_length=5", "also='max_length=5' is no option of a run"),
-        ("seed=5", "also='seed=5' is no option of a run"),
-        ("output_dir=x", "also='output_dir=x' is no option of a run"),
-        ("weight_decay", "also='weight_decay' is no option of a run"),
+        ("max_length=5", "also='max_length=5' is not an option of a run"),
+        ("seed=5", "also='seed=5' is not an option of a run"),
+        ("output_dir=x", "also='output_dir=x' is not an option of a run"),
+        ("weight_decay", "also='weight_decay' is not an option of a run"),
         ("weight_decay=much", "argument --weight_decay/--weight-decay: invalid float value: 'much'"),
-        ("weight_decay=nan", "weight_decay=nan is no number"),
+        ("weight_decay=nan", "weight_decay=nan is not a number"),
     ],
 )
 def test_a_further_arm_that_cannot_be_is_refused(monkeypatch, option, told):

@@ -86,7 +86,7 @@ def test_what_was_matched_and_that_it_was_hardly_any_is_shown(whole):
     assert lines == {"Trainer": None, "ITRATrainer": result["matched"]}
     told = [run for run in result["runs"] if run["hardly"]]
     assert {run["trainer"] for run in told} == {"ITRATrainer"}  # six steps are too few for the cap to open
-    lines = [f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in told]
+    lines = [f"Seed {run['seed']}, ITRATrainer: the matching hardly took place: {run['hardly']}" for run in told]
     assert result["warnings"][:-1] == lines
     assert result["warnings"][-1].startswith("Neither model has learned")  # nor are they enough for that
 
@@ -272,7 +272,7 @@ def test_a_run_whose_line_was_cut_off_is_run_anew(task, whole, tmp_path, monkeyp
     assert metrics(again) == metrics(result)
     seconds, before = ([run["seconds"] for run in given["runs"]] for given in (again, result))
     assert seconds[:3] == before[:3]
-    assert f"runs.jsonl: line {line} cannot be read; its run is run anew" in warnings[0]
+    assert f"runs.jsonl: line {line} cannot be read; its run is repeated" in warnings[0]
 
 
 def test_a_comparison_of_trainer_with_itself_is_refused(task, tmp_path):

@@ -53,7 +53,7 @@ def parsed_without(tmp_path):
         ("max_train_samples", 10.5, "argument --max_train_samples.*invalid int value: '10.5'"),
         ("max_train_samples", True, "argument --max_train_samples.*invalid int value: 'True'"),
         ("learning_rate", True, "argument --learning_rate.*invalid float value: 'True'"),
-        ("learning_rate", "nan", "learning_rate=nan is no number"),
+        ("learning_rate", "nan", "learning_rate=nan is not a number"),
         ("report", "perhaps", "argument --report.*Truthy value expected: got perhaps"),
     ],
 )
@@ -69,7 +69,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     tabs.write_text('{\n\t"learning_rate":\t0.5\n}')
     with pytest.raises(ValueError, match=r"latin\.yaml is no text in utf-8"):
         read_options(str(latin))
-    with pytest.raises(ValueError, match=r"broken\.json cannot be read as json; mend it: .*line 1"):
+    with pytest.raises(ValueError, match=r"broken\.json cannot be read as json; fix it: .*line 1"):
         read_options(str(broken))
     assert read_options(str(tabs)) == {"learning_rate": 0.5}
 

@@ -65,7 +65,7 @@ def test_a_value_outside_its_range_is_named_with_the_way_out(name, value, way_ou
 
 
 def test_the_old_name_of_the_mean_is_taken_with_a_warning():
-    with pytest.warns(FutureWarning, match="feature_pooling='auto' means 'mean', and will go; write 'mean'"):
+    with pytest.warns(FutureWarning, match="feature_pooling='auto' is deprecated and means 'mean'; write 'mean'"):
         args = ITRAConfig("out", feature_pooling="auto")
     assert args.feature_pooling == MatchingArguments().feature_pooling == "mean"
 

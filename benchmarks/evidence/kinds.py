@@ -59,7 +59,7 @@ def kinds_table(results: Results) -> list[str]:
         seeds = sum(comparison.seeds for comparison in tasks.values())
         rows.append(
             [kind, KINDS[kind], f"{len(tasks)} ({seeds})", gain_cell(pair)]
-            + [f"{mean_change(results, list(tasks), measure):+.0f} %" for measure in ("loss", "ece", "scatter")]
+            + [f"{round(mean_change(results, list(tasks), measure)):+d} %" for measure in ("loss", "ece", "scatter")]
         )
     header = ["kind of task", "network", "tasks (pairs of runs)", "gain in points (95 %)"]
     return table([*header, "test loss", "calibration error", "scatter ratio"], rows)

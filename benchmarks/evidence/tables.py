@@ -38,7 +38,7 @@ def relative_change(methods: dict[str, Any], ours: str, theirs: str, measure: st
 def change(methods: dict[str, Any], ours: str, theirs: str, measure: str) -> str:
     """That in percent; nothing where features collapsed."""
     share = relative_change(methods, ours, theirs, measure)
-    return "" if isnan(share) else f"{100 * share:+.0f} %"
+    return "" if isnan(share) else f"{round(100 * share):+d} %"
 
 
 def spread(rows: dict[int, dict[str, Any]], measure: str, scale: float = 1.0, digits: int = 1) -> str:
@@ -48,7 +48,7 @@ def spread(rows: dict[int, dict[str, Any]], measure: str, scale: float = 1.0, di
 
 def gain_cell(comparison: Comparison) -> str:
     interval = "" if isnan(comparison.low) else f" ({comparison.low:+.2f} to {comparison.high:+.2f})"
-    return f"{comparison.gain:+.2f}{interval}"
+    return f"{round(comparison.gain, 2) + 0.0:+.2f}{interval}"  # 0.0 makes -0 a 0
 
 
 def won(comparison: Comparison) -> str:

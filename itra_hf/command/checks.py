@@ -10,7 +10,7 @@ import PIL.Image
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 from tqdm.auto import tqdm
 
-LARGEST = 3.4e38  # of float32, in which a label is kept; above it, as NaN, it is no number to train with
+LARGEST = 3.4e38  # of float32, in which a label is kept; above it, as NaN, it is not a number to train with
 PICTURES = 10_000  # are checked before the first step
 
 TEXTS = (Value("string"), Value("large_string"))
@@ -67,7 +67,7 @@ def check_classes(splits: Mapping[str, Dataset], places: Places) -> None:
                 listed = ", ".join(sorted(map(name, known))[:10]) + (" ..." if len(known) > 10 else "")
                 raise ValueError(
                     f"{places[split]}, row {number}: the label {name(label)!r} is none of the training rows' labels, "
-                    f"which are {listed}; mend it, or take the row out"
+                    f"which are {listed}; fix it, or take the row out"
                 )
 
 
@@ -108,4 +108,4 @@ def _check_pictures(rows: Dataset, column: str, place: str) -> None:
 def broken_picture(cell: Mapping[str, Any], place: str, error: Exception) -> ValueError:
     """The error for a picture that cannot be decoded; it names the file, if there is one."""
     name = cell["path"] if cell["path"] and Path(cell["path"]).exists() else place
-    return ValueError(f"{name} is a broken picture ({error}); take it out, or mend it")
+    return ValueError(f"{name} is a broken picture ({error}); take it out, or fix it")

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     command, *rest = argv
     if command not in COMMANDS:
-        sys.exit(f"itra-hf: {command!r} is no command; choose one of {', '.join(COMMANDS)}")
+        sys.exit(f"itra-hf: {command!r} is not a command; choose one of {', '.join(COMMANDS)}")
     rest, shows_traceback = _without_debug(rest)
     try:
         launch(argv)

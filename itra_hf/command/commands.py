@@ -81,7 +81,9 @@ def check_folders(args: ITRAConfig, resume: str | bool | None) -> None:
             f"resume_from_checkpoint=True, and {args.output_dir} holds no whole checkpoint; leave the option out"
         )
     if isinstance(resume, str) and not Path(resume).is_dir():
-        raise ValueError(f"resume_from_checkpoint={resume} is no folder; give a checkpoint's, or True for the newest")
+        raise ValueError(
+            f"resume_from_checkpoint={resume} is not a folder; give a checkpoint's, or True for the newest"
+        )
 
 
 def parse(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
@@ -151,7 +153,9 @@ def with_option(argv: list[str], option: str) -> ITRAConfig:
     name, is_given, value = option.partition("=")
     known = {each.name for each in fields(ITRAConfig) if each.init and not each.name.startswith(HARMLESS)} - {"seed"}
     if name not in known or not is_given:
-        raise ValueError(f"also={option!r} is no option of a run with its value{nearest(name, known)}; give name=value")
+        raise ValueError(
+            f"also={option!r} is not an option of a run with its value{nearest(name, known)}; give name=value"
+        )
     args: ITRAConfig = parse("compare", [*argv, f"--{name}", value], CompareArguments)[-1]
     return args
 

@@ -87,7 +87,7 @@ def table(result: dict[str, Any]) -> str:
     chosen = (result["metric"], "loss")
     for pair in result["also"]:
         found = {name: entry for name, entry in pair["differences"].items() if name in chosen}
-        parts.append([f"{pair['second']} against {pair['first']}:", *_lines("other", "named first", found)])
+        parts.append([f"{pair['second']} against {pair['first']}:", *_lines("reference", "arm", found)])
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -122,7 +122,9 @@ def summarise(
         {"first": one, "second": other, "differences": paired_differences(runs, (one, other))} for one, other in pairs
     ]
     hardly = [
-        f"Seed {run['seed']}: the matching hardly took place: {run['hardly']}" for run in runs if run.get("hardly")
+        f"Seed {run['seed']}, {run['trainer']}: the matching hardly took place: {run['hardly']}"
+        for run in runs
+        if run.get("hardly")
     ]
     return {
         "task": f"{task.kind}-classification",

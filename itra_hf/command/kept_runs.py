@@ -89,7 +89,7 @@ def finished_runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
             run = _checked_run(json.loads(line))
             runs[run["seed"], run["trainer"]] = run
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            logger.warning(f"{folder / RUNS}: line {number} cannot be read; its run is run anew.")
+            logger.warning(f"{folder / RUNS}: line {number} cannot be read; its run is repeated.")
     return runs
 
 
@@ -100,7 +100,7 @@ def _checked_run(run: Any) -> dict[str, Any]:
     are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
     trainer = run["trainer"].split(" with ")[0]  # a further arm's options follow
     if not are_numbers or not all(isinstance(text, str) for text in texts) or trainer not in SIDES:
-        raise ValueError("it is no run")
+        raise ValueError("it is not a run")
     return {name: run[name] for name in KEPT}
 
 

@@ -24,9 +24,9 @@ def read_options(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in utf-8 ({error.reason}); save it so") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} cannot be read as json; mend it: {error}") from error
+        raise ValueError(f"{path} cannot be read as json; fix it: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as yaml; mend it: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read as yaml; fix it: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no options; write one on each line, such as learning_rate: 5e-5")
     values = {str(name): value for name, value in values.items() if value not in (None, "")}
@@ -45,7 +45,9 @@ def as_words(path: str, command: str, kinds: Mapping[str, str]) -> dict[str, Any
     values = read_options(path)
     if unknown := sorted(set(values) - set(kinds)):
         near = nearest(unknown[0], kinds)
-        raise ValueError(f"{path} sets {', '.join(unknown)}, which is no option that {command} takes from a file{near}")
+        raise ValueError(
+            f"{path} sets {', '.join(unknown)}, which is not an option that {command} takes from a file{near}"
+        )
     words: dict[str, Any] = {}
     for name, value in values.items():
         kind = type(value).__name__
@@ -59,7 +61,7 @@ def check_numbers(options: Any) -> None:
     """Refuse `nan` and `inf`, which `float` takes for numbers."""
     for name, value in vars(options).items():
         if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE)):
-            raise ValueError(f"{name}={value} is no number to train with; give a finite one")
+            raise ValueError(f"{name}={value} is not a number to train with; give a finite one")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

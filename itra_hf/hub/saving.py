@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 NOT_LOST = (
     "The trained model is not lost: trainer.save_model() writes it to {folder}, and trainer.push_to_hub() pushes it "
-    "once the cause is mended."
+    "once the cause is fixed."
 )
 
 

@@ -179,8 +179,8 @@ def _further(content: dict[str, Any]) -> list[dict[str, Any]]:
         for name in dict.fromkeys((content["metric"], "loss"))
         if name in pair["differences"]
     ]
-    head = ["arms", "mean", "other", "named first", "difference", "95 % interval"]
-    note = "Differences are the arm named first minus the other one, paired by seed."
+    head = ["arms", "mean", "reference", "arm", "difference", "95 % interval"]
+    note = "Differences are the arm named first minus its reference, paired by seed."
     return [{"title": "Further arms", "head": head, "rows": rows, "note": note}] if rows else []
 
 
