@@ -122,7 +122,7 @@ def test_the_page_and_the_readme_say_what_the_results_say(tmp_path, monkeypatch)
     assert "on 1 tasks. On 1 of them" in text
     assert "| digits-100/cnn | +2.30 * | +1.00 |" in text
     assert "| an abacus | CPU | 12 |" in text
-    assert "Not run yet, for want of a GPU: cifar10-1000/resnet18" in text
+    assert "Not run yet (`resnet18` and `bf16` need a GPU): cifar10-1000/resnet18" in text
     assert "{" not in text
     part = readme_part(current(results))
     assert "| few images, small CNN | 2 convolutions | 1 (4) | +2.30 | -20 % | +0 % | -20 % |" in part

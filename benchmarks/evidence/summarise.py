@@ -10,7 +10,7 @@ from pathlib import Path
 from claims import claims_table
 from forest import kinds_forest
 from kinds import kinds_table, lead, rivals_table
-from plan import ABLATION_METHODS, ALL_TASKS, FRESH_SEEDS, FRESH_TASKS, GPU_TASKS, METHODS_REPORTED, tuning_seeds
+from plan import ABLATION_METHODS, ALL_TASKS, FRESH_SEEDS, FRESH_TASKS, METHODS_REPORTED, tuning_seeds
 from runs import HERE, Run, planned, read_results, read_tuned
 from tables import Results, ablation_table, machines_table, main_table, methods_table, tuned_table
 
@@ -43,9 +43,9 @@ def fresh_results(path: Path) -> Results:
 
 
 def not_run(results: Results) -> list[str]:
-    """The tasks for a GPU that have no results yet."""
-    missing = [task for task in GPU_TASKS if task not in results]
-    return [f"Not run yet, for want of a GPU: {', '.join(missing)}.", ""] if missing else []
+    """The tasks of the plan that have no results yet."""
+    missing = [task for task in ALL_TASKS if task not in results]
+    return [f"Not run yet (`resnet18` and `bf16` need a GPU): {', '.join(missing)}.", ""] if missing else []
 
 
 def readme_part(results: Results) -> str:
