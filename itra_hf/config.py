@@ -45,7 +45,7 @@ class MatchingArguments:
     )
     matching_full_weight_rows: int = field(
         default=250,
-        metadata=_help("Above this many training rows for each epoch of the run, the weight falls as 1 / rows."),
+        metadata=_help("N: above N x epochs training rows the weight is multiplied by N x epochs / rows."),
     )
     matching_warmup_ratio: float = field(
         default=0.3, metadata=_help("Share of the training steps over which the weight rises from 0, linearly.")
@@ -111,8 +111,8 @@ class MatchingArguments:
             )
         if not (self.matching_full_weight_rows or 0) >= 1:  # None and nan, too
             raise ValueError(
-                f"matching_full_weight_rows={self.matching_full_weight_rows} must be at least 1; as many as your "
-                "training rows leave the weight whole"
+                f"matching_full_weight_rows={self.matching_full_weight_rows} must be at least 1; set it to the "
+                "number of your training rows to keep the whole weight"
             )
         if not 0 <= self.matching_warmup_ratio <= 1:
             raise ValueError(

@@ -149,7 +149,8 @@ def test_pictures_of_16_bits_are_those_of_8(models, tmp_path):
     assert torch.equal(*batches)
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "picture.tiff")
     with pytest.raises(
-        ValueError, match=r"picture.tiff is a broken picture .it does not say which pixel value is white"
+        ValueError,
+        match=r"picture.tiff is a broken picture .its pixel format is not supported; save it with 8 or 16 bits",
     ):
         task.collator([{"image": {"bytes": None, "path": str(tmp_path / "picture.tiff")}, "labels": 0}])
 

@@ -195,5 +195,5 @@ def test_torch_func_is_told_that_it_is_not_served(transform):
     source, target = make(6, 6, 4)
     if transform is torch.func.vmap:
         source, target = source[None], target[None]
-    with pytest.raises(RuntimeError, match=r"torch\.func is not served.*backward"):
+    with pytest.raises(RuntimeError, match=r"do not support torch\.func.*backward"):
         transform(marginal_mmd)(source, target)

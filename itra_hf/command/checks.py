@@ -76,7 +76,7 @@ def check_counts(labels: Iterable[int], names: list[str]) -> None:
     for label, count in Counter(labels).items():
         if count == 1:
             raise ValueError(
-                f"the class {names[label]!r} has one row, and of each a fifth is held out to evaluate on; give "
+                f"the class {names[label]!r} has one row, but a fifth of each class is held out for evaluation; give "
                 "--validation_file, or more rows of it"
             )
 

@@ -138,7 +138,7 @@ def _decoded(cell: dict[str, Any], mode: str) -> Any:
         if picture.mode[0] in "IF":  # more than 8 bits, which `convert` would cut off
             pixels = np.asarray(picture)
             if picture.mode == "F" or pixels.max() >= 2**16:
-                raise ValueError("it does not say which pixel value is white")
+                raise ValueError("its pixel format is not supported; save it with 8 or 16 bits")
             picture = PIL.Image.fromarray((pixels // 256).astype(np.uint8))
         return picture.convert(mode)
     except Exception as error:  # whatever a decoder may raise

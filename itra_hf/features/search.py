@@ -99,7 +99,7 @@ def named_head(model: nn.Module, name: str, seen: Recorder, pooling: str, patien
         what = "no tensor, or was not called with a graph (as within reentrant checkpointing)"
         what = what if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
         raise HeadNotFoundError(
-            f"the module {name!r} was given {what}, and features are floats [rows, d], [rows, tokens, d] or "
+            f"the module {name!r} was given {what}; features must be floats [rows, d], [rows, tokens, d] or "
             "[rows, d, height, width]; take another feature_layer"
         )
     return HeadInput(module_named(model, name), {2: "row", 3: pooling, 4: "places"}[given.ndim])

@@ -182,9 +182,7 @@ def _apply(source: Tensor, target: Tensor, labels: Tensor | None, form: Form) ->
     except RuntimeError as error:
         if "setup_context" not in str(error):  # torch's word for it
             raise
-        raise RuntimeError(
-            "torch.func is not served by the MMD losses: take backward() or torch.autograd.grad"
-        ) from error
+        raise RuntimeError("the MMD losses do not support torch.func: use backward() or torch.autograd.grad") from error
 
 
 class _MMD(torch.autograd.Function):
