@@ -13,7 +13,21 @@ if TYPE_CHECKING:
 __all__ = ["ClassPairedSampler", "ITRAConfig", "ITRATrainer", "__version__"]
 
 PLACES = {"ClassPairedSampler": "itra_hf.pairing", "ITRAConfig": "itra_hf.config", "ITRATrainer": "itra_hf.trainer"}
-ROOMS = ("command", "config", "diagnostics", "features", "hub", "losses", "pairing", "report", "step", "trainer")
+ROOMS = (
+    "command",
+    "config",
+    "diagnostics",
+    "distributed",
+    "features",
+    "files",
+    "hub",
+    "labels",
+    "losses",
+    "pairing",
+    "report",
+    "step",
+    "trainer",
+)
 
 
 def __getattr__(name: str) -> Any:

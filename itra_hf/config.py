@@ -187,6 +187,8 @@ class ITRAConfig(MatchingArguments, TrainingArguments):
 def matching_arguments(args: TrainingArguments) -> MatchingArguments:
     """The matching's options in these arguments (also if read from `training_args.bin`), or the defaults."""
     if isinstance(args, MatchingArguments):
+        if args.feature_pooling == "auto":  # of an older `training_args.bin`, which nothing has checked
+            MatchingArguments.__post_init__(args)
         return args
     names = {option.name for option in fields(MatchingArguments)}
     return MatchingArguments(**{name: value for name, value in vars(args).items() if name in names})

@@ -265,6 +265,12 @@ def test_compare_takes_further_arms_and_few_rows(monkeypatch, tmp_path):
     (tmp_path / "config.yaml").write_text("also: [label_smoothing_factor=0.1, weight_decay=0.5]\n")
     found = arms_that_are_compared(monkeypatch, ["compare", str(tmp_path / "config.yaml"), *ALSO])
     assert found == [[(0.1, 0.0), (0.0, 0.5)], None]
+    (tmp_path / "config.yaml").write_text("also: label_smoothing_factor=0.1\n")
+    argv = ["compare", str(tmp_path / "config.yaml"), *ALSO, "--also", "weight_decay=-1e-3"]
+    assert arms_that_are_compared(monkeypatch, argv) == [[(0.1, 0.0), (0.0, -1e-3)], None]
+    (tmp_path / "config.yaml").write_text("also:\n  - label_smoothing_factor: 0.1\n")
+    with pytest.raises(SystemExit, match="sets also to a list of other things than words"):
+        cli.main(["compare", str(tmp_path / "config.yaml"), *ALSO])
 
 
 @pytest.mark.parametrize(
@@ -277,6 +283,7 @@ def test_compare_takes_further_arms_and_few_rows(monkeypatch, tmp_path):
         ("max_length=5", "also='max_length=5' is not an option of a run"),
         ("seed=5", "also='seed=5' is not an option of a run"),
         ("output_dir=x", "also='output_dir=x' is not an option of a run"),
+        ("bf16=true", "a further arm (also) changes bf16, which holds for a whole process"),
         ("weight_decay", "also='weight_decay' is not an option of a run"),
         ("weight_decay=much", "argument --weight_decay/--weight-decay: invalid float value: 'much'"),
         ("weight_decay=nan", "weight_decay=nan is not a number"),

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 from itra_hf import ITRAConfig, ITRATrainer, report
 from itra_hf.command import compare as module
 from itra_hf.command import kept_runs
-from itra_hf.command.compare import SettingsError, compare
+from itra_hf.command.compare import SettingsError, arms_of, compare, folder_name
 from itra_hf.command.contents import rows_digest
 from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import summarise, table
@@ -323,6 +323,7 @@ def test_further_arms_are_both_trainers_with_that_option_on_the_same_seeds(task,
         (plain, itra),
         (plain, "ITRATrainer"),
     ]
+    assert "loss" not in result["also"][0]["differences"]  # of smoothed labels it is another loss
     gains = [metrics(result)[seed, itra]["loss"] - metrics(result)[seed, plain]["loss"] for seed in SEEDS]
     assert result["also"][1]["differences"]["loss"]["values"] == pytest.approx(gains)
     assert result["differences"] == whole[0]["differences"]
@@ -383,3 +384,26 @@ def test_it_says_when_neither_model_has_learned(task, accuracy, warns):
     said = summarise(task, config("out"), {"model": "m", "dataset": "d"}, runs, [])["warnings"]
     assert len(task.test) == 12
     assert [warning.startswith("Neither model has learned: guessing") for warning in said] == [True] * warns
+
+
+def test_a_further_arm_of_what_holds_for_the_process_is_refused(task, tmp_path):
+    further = config(tmp_path)
+    further.full_determinism = True
+    with pytest.raises(SettingsError, match=r"further arm \(also\) changes full_determinism, which holds for a whole"):
+        compare(task, config(tmp_path), [3], also=[further])
+
+
+def test_further_arms_are_told_once_and_may_load_their_best_model(task, tmp_path):
+    saves = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    best = config(tmp_path, load_best_model_at_end=True, **saves)
+    arms, pairs = arms_of(config(tmp_path, **saves), [best, best])
+    assert len(arms) == 4
+    assert len(pairs) == len(set(pairs)) == 3
+    assert "load_best_model_at_end=True" in list(arms)[-1]
+
+
+def test_folders_of_arms_have_names_that_every_file_system_takes():
+    names = [folder_name(f"Trainer with a={letter * 300}", 3) for letter in "ab"]
+    assert len(set(names)) == 2
+    assert max(map(len, names)) < 160
+    assert folder_name("Trainer with x='a/b'", 3) == "Trainer-with-x=-a-b--seed-3"

@@ -7,7 +7,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from itra_hf import ITRAConfig
-from itra_hf.config import MatchingArguments
+from itra_hf.config import MatchingArguments, matching_arguments
 from itra_hf.losses import LOSSES
 
 
@@ -68,6 +68,13 @@ def test_the_old_name_of_the_mean_is_taken_with_a_warning():
     with pytest.warns(FutureWarning, match="feature_pooling='auto' is deprecated and means 'mean'; write 'mean'"):
         args = ITRAConfig("out", feature_pooling="auto")
     assert args.feature_pooling == MatchingArguments().feature_pooling == "mean"
+
+
+def test_the_old_name_of_the_mean_in_arguments_that_were_pickled():
+    args = ITRAConfig("out")
+    args.feature_pooling = "auto"  # unpickling checks nothing
+    with pytest.warns(FutureWarning, match="feature_pooling='auto' is deprecated"):
+        assert matching_arguments(args).feature_pooling == "mean"
 
 
 def test_reads_from_a_command_line(tmp_path):

@@ -185,6 +185,10 @@ class TestDegenerate:
         assert result["silhouette"] < 0
 
 
+def test_features_that_overflow_have_not_collapsed():
+    assert compactness(torch.randn(8, 3).double() * 1e200, [0, 0, 1, 1] * 2)["collapsed"] == 0
+
+
 class TestClassScatter:
     def test_is_the_variance_of_each_class_over_the_scatter_between_all(self, sample):
         features, labels = sample

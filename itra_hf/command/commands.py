@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, set_seed
 from itra_hf.command.compare import RESULT, compare
 from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import table
-from itra_hf.command.kept_runs import HARMLESS
+from itra_hf.command.kept_runs import HARMLESS, check_further
 from itra_hf.command.options import as_words, check_numbers, nearest
 from itra_hf.command.tasks import load_task
 from itra_hf.config import ITRAConfig, MatchingArguments
@@ -156,7 +156,8 @@ def with_option(argv: list[str], option: str) -> ITRAConfig:
         raise ValueError(
             f"also={option!r} is not an option of a run with its value{nearest(name, known)}; give name=value"
         )
-    args: ITRAConfig = parse("compare", [*argv, f"--{name}", value], CompareArguments)[-1]
+    check_further([name])  # before it is parsed, which may set it
+    args: ITRAConfig = parse("compare", [*argv, f"--{name}={value}"], CompareArguments)[-1]
     return args
 
 

@@ -1,6 +1,7 @@
 """Trainer against ITRATrainer on a user's own model and data: both on every seed."""
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -16,7 +17,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from itra_hf.command.differences import described, summarise
-from itra_hf.command.kept_runs import RUNS, SettingsError, drop_ends, finished_runs, keep_settings, options_of
+from itra_hf.command.kept_runs import (
+    RUNS,
+    SettingsError,
+    check_further,
+    drop_ends,
+    finished_runs,
+    keep_settings,
+    options_of,
+)
 from itra_hf.command.tasks import Task
 from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
@@ -107,9 +116,10 @@ def arms_of(args: ITRAConfig, also: Sequence[ITRAConfig]) -> tuple[dict[str, Arm
     ours = {option.name for option in fields(MatchingArguments)}
     pairs, own = [], options_of(args)
     for further in also:
-        changed = {name: value for name, value in options_of(further).items() if value != own[name]}
+        changed = {name: value for name, value in options_of(further).items() if value != own.get(name)}
         if not changed:
             raise SettingsError("a further arm (also) has the options of the comparison itself; give it another value")
+        check_further(changed)
         told = ", ".join(f"{name}={value}" for name, value in changed.items())
         plain, itra = (f"{name} with {told}" for name in SIDES)
         if changed.keys() <= ours:  # Trainer does not know these
@@ -118,7 +128,13 @@ def arms_of(args: ITRAConfig, also: Sequence[ITRAConfig]) -> tuple[dict[str, Arm
             arms[plain] = (Trainer, further)
             pairs += [(SIDES[0], plain), (plain, itra), (plain, SIDES[1])]
         arms[itra] = (ITRATrainer, further)
-    return arms, pairs
+    return arms, list(dict.fromkeys(pairs))
+
+
+def folder_name(name: str, seed: int) -> str:
+    """A name for an arm's folder that every file system takes."""
+    plain = re.sub(r"[^\w.=-]+", "-", name)
+    return f"{plain if len(plain) < 150 else plain[:120] + hashlib.sha256(plain.encode()).hexdigest()[:8]}-seed-{seed}"
 
 
 def _run(
@@ -127,7 +143,7 @@ def _run(
     """Train once, evaluate, and return a line of `runs.jsonl`."""
     kind, args = arm
     own = copy.copy(args)
-    own.seed, own.output_dir = seed, str(folder / re.sub(r"[^\w.=-]+", "-", f"{name}-seed-{seed}"))
+    own.seed, own.output_dir = seed, str(folder / folder_name(name, seed))
     own.push_to_hub, own.disable_tqdm, own.report_to, own.log_level = False, True, [], "error"
     set_seed(seed)
     trainer = task.trainer(kind, own, [progress])

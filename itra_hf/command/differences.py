@@ -110,6 +110,12 @@ def described(task: Task, args: ITRAConfig, samples_per_class: int | None) -> di
     return told | rows | drawn | length | public_arguments(args) | ours
 
 
+def _of_like(differences: dict[str, dict[str, Any]], *arms: str) -> dict[str, dict[str, Any]]:
+    """The differences without the loss, where label smoothing makes another loss in one of the arms."""
+    smoothed = {"label_smoothing_factor=" in arm for arm in arms}
+    return {name: entry for name, entry in differences.items() if name != "loss" or len(smoothed) == 1}
+
+
 def summarise(
     task: Task, args: ITRAConfig, settings: dict[str, Any], runs: list[dict[str, Any]], pairs: list[tuple[str, str]]
 ) -> dict[str, Any]:
@@ -119,7 +125,8 @@ def summarise(
     differences = paired_differences(runs)
     verdict, sentence = judge(metric, greater, differences.get(metric))
     further = [
-        {"first": one, "second": other, "differences": paired_differences(runs, (one, other))} for one, other in pairs
+        {"first": one, "second": other, "differences": _of_like(paired_differences(runs, (one, other)), one, other)}
+        for one, other in pairs
     ]
     hardly = [
         f"Seed {run['seed']}, {run['trainer']}: the matching hardly took place: {run['hardly']}"

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ KEPT = ("seed", "trainer", "metrics", "seconds", "steps", "folder", "matched", "
 HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_")
 
 
+# Options that torch or accelerate take once for a process: all arms of a comparison have them, or none.
+OF_PROCESS = (
+    *("torch_compile", "tf32", "bf16", "fp16", "full_determinism", "deepspeed", "fsdp", "ddp_", "use_cpu"),
+    *("parallelism_config", "accelerator_config"),
+)
+
+
 class SettingsError(ValueError):
     """A comparison that makes no sense, or mixes runs of different settings."""
 
@@ -35,6 +43,15 @@ def options_of(args: ITRAConfig) -> dict[str, Any]:
     """The options that decide a run."""
     free = HARMLESS if args.load_best_model_at_end else (*HARMLESS, "metric_for_best_model", "greater_is_better")
     return {name: value for name, value in args.to_dict().items() if not name.startswith(free)}
+
+
+def check_further(names: Iterable[str]) -> None:
+    """Refuse further arms that differ in what holds for the whole process."""
+    for name in names:
+        if name.startswith(OF_PROCESS):
+            raise SettingsError(
+                f"a further arm (also) changes {name}, which holds for a whole process; compare it by a call of its own"
+            )
 
 
 def keep_settings(folder: Path, task: Task, args: ITRAConfig, samples_per_class: int | None) -> None:

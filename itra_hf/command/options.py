@@ -53,6 +53,10 @@ def as_words(path: str, command: str, kinds: Mapping[str, str]) -> dict[str, Any
         kind = type(value).__name__
         if isinstance(value, (list, dict)) and kind not in kinds[name].lower():
             raise ValueError(f"{path} sets {name} to a {kind}; give one value")
+        if isinstance(value, list) and any(each is None or isinstance(each, (list, dict)) for each in value):
+            raise ValueError(f"{path} sets {name} to a list of other things than words; give words or numbers")
+        if kinds[name].startswith("list[str]") and not isinstance(value, dict):
+            value = [str(each) for each in value] if isinstance(value, list) else [str(value)]
         words[name] = value if isinstance(value, (list, dict)) else str(value)
     return words
 

@@ -78,7 +78,7 @@ def compactness(features: Features, labels: Labels, *, sample_size: int = 2000) 
     scatters = {"within_scatter": within, "between_scatter": between}
     if not within + between > noise:  # also where a feature is not finite
         ratios = dict.fromkeys(("scatter_ratio", "nc1", "silhouette", "class_mean_separation"), float("nan"))
-        return {**scatters, **ratios, "collapsed": float(within + between <= noise)}
+        return {**scatters, **ratios, "collapsed": float(within + between <= noise < float("inf"))}
     sample = _sample(len(found.rows), sample_size)
     nearest = float(torch.pdist(found.centred).min())
     return {
