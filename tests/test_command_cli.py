@@ -289,8 +289,8 @@ def test_compare_takes_further_arms_and_few_rows(monkeypatch, tmp_path):
         ("weight_decay=nan", "weight_decay=nan is not a number"),
     ],
 )
-def test_a_further_arm_that_cannot_be_is_refused(monkeypatch, option, told):
-    monkeypatch.setattr(commands, "load_task", lambda data, seed: None)
+def test_a_further_arm_that_cannot_be_is_refused_before_the_data_are_read(monkeypatch, option, told):
+    monkeypatch.setattr(commands, "load_task", lambda data, seed: pytest.fail("the data were read"))
     with pytest.raises(SystemExit, match=f"itra-hf compare: {re.escape(told)}"):
         cli.main(["compare", *ALSO, "--also", option])
 

@@ -15,7 +15,7 @@ from itra_hf.command.data import TaskArguments
 from itra_hf.command.differences import table
 from itra_hf.command.kept_runs import HARMLESS, check_further
 from itra_hf.command.options import as_words, check_numbers, nearest
-from itra_hf.command.tasks import load_task
+from itra_hf.command.tasks import Task, load_task
 from itra_hf.config import ITRAConfig, MatchingArguments
 from itra_hf.diagnostics import ITRADiagnosticsCallback
 from itra_hf.hub.checkpoints import last_whole_checkpoint
@@ -49,7 +49,6 @@ class CompareArguments:
     )
 
     def __post_init__(self) -> None:
-        self.also = [self.also] if isinstance(self.also, str) else self.also or []  # one in a yaml file
         if self.samples_per_class is not None and self.samples_per_class < 1:
             raise ValueError(f"samples_per_class={self.samples_per_class} must be at least 1")
         if self.seeds < 1:
@@ -63,13 +62,12 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message}; see --help")
 
 
-def prepare(command: str, argv: list[str], *kinds: Any) -> tuple[Any, ...]:
-    """The task and the arguments of a command."""
-    data, *others, args = parse(command, argv, *kinds)
-    check_folders(args, args.resume_from_checkpoint if command == "train" else None)
+def prepare(data: TaskArguments, args: ITRAConfig, resume: str | bool | None = None) -> Task:
+    """The task of a command, once the folders that it needs were checked."""
+    check_folders(args, resume)
     set_seed(args.seed)
     with args.main_process_first(desc="reading the data"):
-        return load_task(data, args.seed), *others, args
+        return load_task(data, args.seed)
 
 
 def check_folders(args: ITRAConfig, resume: str | bool | None) -> None:
@@ -111,7 +109,8 @@ def train_command(argv: list[str]) -> None:
     """Train on texts, images or sounds with ITRATrainer; evaluate; save the model and its card."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("itra_hf").setLevel(logging.INFO)  # what is matched
-    task, how, args = prepare("train", argv, TrainArguments)
+    data, how, args = parse("train", argv, TrainArguments)
+    task = prepare(data, args, args.resume_from_checkpoint)
     if how.report:
         from itra_hf import report  # which needs matplotlib
     callbacks = [ITRADiagnosticsCallback()] if task.has_scatter else []
@@ -126,7 +125,7 @@ def train_command(argv: list[str]) -> None:
     if how.report and trainer.is_world_process_zero():
         print(f"{report.write_report(Path(str(args.output_dir)))} shows it.")
     kind = f"{task.kind}-classification"
-    card = {"finetuned_from": task.model_name, "tasks": kind, "dataset": task.dataset_name}
+    card: dict[str, Any] = {"finetuned_from": task.model_name, "tasks": kind, "dataset": task.dataset_name}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -138,8 +137,9 @@ def compare_command(argv: list[str]) -> None:
     """Train with Trainer and with ITRATrainer on the same seeds; say whether the matching helps."""
     from itra_hf import report  # which needs matplotlib
 
-    task, how, args = prepare("compare", argv, CompareArguments)
-    also = [with_option(argv, option) for option in how.also]
+    data, how, args = parse("compare", argv, CompareArguments)
+    also = [with_option(argv, option) for option in how.also or []]
+    task = prepare(data, args)
     seeds = list(range(args.seed, args.seed + how.seeds))
     result = compare(task, args, seeds, also=also, samples_per_class=how.samples_per_class)
     if args.process_index == 0:

@@ -44,8 +44,6 @@ class TaskArguments:
     max_train_samples: int | None = field(default=None, metadata=_help("Train on this many random rows."))
 
     def __post_init__(self) -> None:
-        if isinstance(self.input_column, str):  # one in a yaml file
-            self.input_column = [self.input_column]
         if not self.model_name_or_path:
             raise ValueError("no model; give --model_name_or_path, a name on the Hub or a folder")
         if bool(self.dataset_name) == bool(self.train_file):

@@ -26,8 +26,6 @@ RUNS, SETTINGS = "runs.jsonl", "settings.json"
 KEPT = ("seed", "trainer", "metrics", "seconds", "steps", "folder", "matched", "hardly")
 # Options of TrainingArguments that change no run.
 HARMLESS = (*PRIVATE, "output_dir", "report_to", "run_name", "project", "trackio_")
-
-
 # Options that torch or accelerate take once for a process: all arms of a comparison have them, or none.
 OF_PROCESS = (
     *("torch_compile", "tf32", "bf16", "fp16", "full_determinism", "deepspeed", "fsdp", "ddp_", "use_cpu"),
