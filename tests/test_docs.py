@@ -312,3 +312,4 @@ def test_links_of_the_readme_work_on_pypi():
     assert all((ROOT / file).exists() for file in files)
     assert re.findall(r"\]\((?!https?://)", text) == []
     assert "/raw/main/docs/evidence.png)" in text
+    assert all(f"/main/{file})" in text for file in files)
